@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pvs_api.h - the one door into the data plane.
+ *
+ * What Python sees of the C core: cffi reads the part between the two `cdef` marks, the C tests include the whole.
+ *
+ * How it works: everything here is called by ONE control thread (except pvs_poll_once, which belongs to whoever drives
+ * a worker when no threads were started). Calls that change what the workers see are *commands*: they return at once
+ * with a sequence number, are carried out by each worker between two bursts, and are finished when pvs_reap() hands the
+ * number back. A finished command means that the grace period has passed: what it replaced is no longer in use.
+ *
+ * Conventions: 0 or a positive value is success, -errno is failure and changes nothing. Times are CLOCK_MONOTONIC
+ * nanoseconds unless a name ends in _s. MAC addresses are six bytes in wire order. Bytes of a frame are counted without
+ * the virtio-net header and without FCS.
+ */
+#ifndef PVS_API_H
+#define PVS_API_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef begin */
+#define PVS_MAX_PORTS 1024
+#define PVS_MAX_BRIDGES 64
+#define PVS_MAX_WORKERS 16
+#define PVS_MAX_PAIRS 16
+#define PVS_MAX_REGIONS 509
+#define PVS_COMMANDS 1024
+#define PVS_MAX_FRAME 65568
+
+typedef struct pvs_switch pvs_switch;
+typedef struct pvs_port pvs_port;
+typedef struct pvs_fdb pvs_fdb;
+typedef struct pvs_region pvs_region;
+typedef struct pvs_memory pvs_memory;
+
+/* ---- the switch and its workers ---- */
+
+enum pvs_polling { PVS_POLL_ADAPTIVE = 0, PVS_POLL_BUSY = 1, PVS_POLL_INTERRUPT = 2 };
+
+struct pvs_switch_conf {
+    uint32_t n_workers;     /* 1 to PVS_MAX_WORKERS */
+    uint32_t polling;       /* enum pvs_polling */
+    uint32_t poll_us;       /* how long an empty ring is polled before its kick is armed */
+    int32_t cpus[16];       /* a processor for each worker, -1 = not pinned */
+};
+
+int pvs_switch_create(const struct pvs_switch_conf *conf, pvs_switch **out);
+/* Every port and table must be gone or unused; stops the threads if they run. */
+void pvs_switch_destroy(pvs_switch *sw);
+/* Start and join the poll threads. Without them, drive the workers by pvs_poll_once(). */
+int pvs_switch_start(pvs_switch *sw);
+void pvs_switch_stop(pvs_switch *sw);
+/* One round of one worker: mail, kicks, every active ring, timers, notifications. Returns frames and commands handled. */
+int pvs_poll_once(pvs_switch *sw, uint32_t worker, uint64_t now_ns);
+/* An eventfd, readable when completions, events or punted frames wait; pvs_wake_clear() makes it quiet again. */
+int pvs_wake_fd(const pvs_switch *sw);
+void pvs_wake_clear(pvs_switch *sw);
+/* Sequence numbers of finished commands, at most `max`; the result of each (0, a ring's base, or -errno) in `result`. */
+int pvs_reap(pvs_switch *sw, uint64_t *seq, int64_t *result, int max);
+
+/* ---- guest memory ---- */
+
+/* Map `size` bytes of `fd` from `offset`. The port is told when the file shrinks under us. -EINVAL, -EFBIG, -errno of mmap. */
+int pvs_region_map(pvs_port *port, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, pvs_region **out);
+void pvs_region_unref(pvs_region *region);
+/* An immutable address map over regions (takes a reference to each). -EINVAL when two overlap. */
+int pvs_memory_create(pvs_region *const *regions, uint32_t n, pvs_memory **out);
+void pvs_memory_destroy(pvs_memory *memory);
+/* Give a port its map; all of its rings must be stopped. The old map is the caller's to destroy. */
+int pvs_port_set_memory(pvs_port *port, pvs_memory *memory, pvs_memory **old);
+
+/* ---- ports ---- */
+
+/* A port with `pairs` queue pairs. It owns an index (and a generation) until it is destroyed. -ENOSPC when all are taken. */
+int pvs_port_create(pvs_switch *sw, uint32_t pairs, pvs_port **out);
+/* The port must be out of the published tables and its rings stopped: -EBUSY otherwise. */
+int pvs_port_destroy(pvs_port *port);
+uint32_t pvs_port_index(const pvs_port *port);
+uint32_t pvs_port_ref(const pvs_port *port);
+
+struct pvs_ring_conf {
+    uint64_t desc_uva, avail_uva, used_uva; /* front-end user addresses */
+    uint64_t features;                      /* acked virtio features */
+    uint32_t num;                           /* a power of two up to 32768 */
+    bool enabled;
+    int kick_fd;                            /* -1: none, the ring is polled */
+    int call_fd;                            /* -1: none, the guest polls */
+};
+
+/* Rings are numbered as vhost-user does: 2*pair is the guest's receive ring, 2*pair+1 its transmit ring. */
+/* -EFAULT: an address doesn't translate (yet). The descriptors stay the caller's, open until the ring is stopped. */
+int64_t pvs_ring_start(pvs_port *port, uint32_t ring, const struct pvs_ring_conf *conf);
+int64_t pvs_ring_stop(pvs_port *port, uint32_t ring);
+int64_t pvs_ring_enable(pvs_port *port, uint32_t ring, bool enabled);
+int64_t pvs_ring_set_call(pvs_port *port, uint32_t ring, int call_fd);
+
+struct pvs_ring_status {
+    bool running, enabled;
+    uint16_t used_idx;     /* what we have given back, as the guest sees it */
+    uint16_t avail_idx;    /* what the guest has published, read now */
+    uint64_t kicks;        /* kicks seen since the ring was started */
+    uint64_t packets, bytes, notifications, notifications_suppressed;
+};
+int pvs_ring_status(const pvs_port *port, uint32_t ring, struct pvs_ring_status *out);
+/* 0, or why the port is latched broken: see pvs_broken_reason(). It heals when its rings are started afresh. */
+uint32_t pvs_port_broken(const pvs_port *port);
+const char *pvs_broken_reason(uint32_t code);
+
+/* ---- tables: what decide() reads, published as a whole ---- */
+
+struct pvs_port_conf {
+    pvs_port *port;
+    uint16_t bridge;       /* index into the bridges of the same tables */
+    bool enabled;
+    uint32_t mtu;          /* L3 bytes; 0 = not enforced */
+};
+struct pvs_bridge_conf {
+    pvs_fdb *fdb;
+    bool forward_bpdu, flood_unknown;
+    bool punt_bpdu;        /* hand link-local frames to the control plane as well */
+};
+int64_t pvs_publish(pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
+                    const struct pvs_bridge_conf *bridges, uint32_t n_bridges);
+
+/* ---- FDB ---- */
+
+struct pvs_fdb_item {
+    uint8_t mac[6];
+    uint16_t vid;
+    uint32_t port_ref;
+    uint32_t age_s;        /* seconds since last seen; 0 for a static entry */
+    bool is_static;
+};
+struct pvs_fdb_filter {    /* what a flush removes: all fields given must match; static entries stay */
+    bool by_port, by_vid, by_mac;
+    uint32_t port_ref;
+    uint16_t vid;
+    uint8_t mac[6];
+};
+/* `aging_s` 0 = never. `seed` keeps guests from aiming at one bucket. */
+int pvs_fdb_create(uint32_t limit, uint32_t aging_s, uint64_t seed, pvs_fdb **out);
+void pvs_fdb_destroy(pvs_fdb *fdb);
+void pvs_fdb_set_aging(pvs_fdb *fdb, uint32_t aging_s);
+/* -ENOSPC when only static entries are left to evict. */
+int pvs_fdb_set_static(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t port_ref);
+/* Removes an entry of either kind; -ENOENT. */
+int pvs_fdb_remove(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid);
+int pvs_fdb_flush(pvs_fdb *fdb, const struct pvs_fdb_filter *filter);
+/* Remove what is too old among the next `budget` slots; returns how many. Call it until the cursor is 0 again. */
+int pvs_fdb_sweep(pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, uint32_t budget);
+/* Copy entries from *cursor on; returns how many, *cursor is 0 at the end. */
+int pvs_fdb_dump(pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, struct pvs_fdb_item *out, uint32_t max);
+/* Copy what `from` holds into `to` as far as it fits. */
+void pvs_fdb_copy(pvs_fdb *to, pvs_fdb *from);
+uint32_t pvs_fdb_count(const pvs_fdb *fdb);
+int pvs_fdb_lookup(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t now_ns, uint32_t *port_ref);
+
+/* ---- frames for Python, both ways; events ---- */
+
+enum pvs_direction { PVS_INGRESS = 0, PVS_EGRESS = 1 };
+/* INGRESS: as if the port's guest had sent it (not counted as received). EGRESS: straight to the port. */
+int64_t pvs_inject(pvs_port *port, uint32_t direction, const uint8_t *frame, uint32_t len);
+
+enum pvs_punt_reason { PVS_PUNT_BPDU = 0, PVS_PUNT_REASONS = 1 };
+struct pvs_punt {
+    uint64_t time_ns;
+    uint32_t port_ref;
+    uint32_t len;          /* bytes that follow */
+    uint16_t vid;
+    uint16_t reason;       /* enum pvs_punt_reason */
+};
+/* The next punted frame: its length, 0 when none waits; -EMSGSIZE (and kept) when `cap` is too small. */
+int pvs_punt_next(pvs_switch *sw, struct pvs_punt *punt, uint8_t *frame, uint32_t cap);
+
+enum pvs_event_kind { PVS_EV_LEARNED = 1, PVS_EV_MOVED = 2, PVS_EV_BROKEN = 3 };
+struct pvs_event {
+    uint64_t time_ns;
+    uint32_t kind;         /* enum pvs_event_kind */
+    uint32_t port_ref;
+    uint32_t detail;       /* MOVED: the old port's ref; BROKEN: a code of pvs_broken_reason() */
+    uint16_t vid;
+    uint8_t mac[6];
+};
+/* 1 and the next event, or 0. */
+int pvs_event_next(pvs_switch *sw, struct pvs_event *event);
+/* What found no room in the two rings above, or was over its rate: events first, then punts by reason. */
+uint64_t pvs_lost(const pvs_switch *sw, uint32_t which);
+
+/* ---- counters ---- */
+
+uint32_t pvs_counter_count(void);
+const char *pvs_counter_name(uint32_t i);
+uint32_t pvs_drop_reason_count(void);
+const char *pvs_drop_reason_name(uint32_t i);
+/* counters[pvs_counter_count()], rx_drops and tx_drops[pvs_drop_reason_count()]: sums over the workers. */
+void pvs_port_counters(const pvs_port *port, uint64_t *counters, uint64_t *rx_drops, uint64_t *tx_drops);
+
+struct pvs_perf {
+    uint64_t busy_cycles, idle_cycles, packets, loops, sleeps;
+    uint64_t total_cycles;      /* since the worker was made, asleep or not */
+    uint64_t learn_skipped;     /* frames whose source was not learned: over the budget, or the table was locked */
+    uint64_t burst_histogram[33];
+    uint64_t cycles_per_second; /* 0 until it has been measured */
+    bool sleeping;
+};
+int pvs_worker_perf(const pvs_switch *sw, uint32_t worker, struct pvs_perf *out);
+/* cdef end */
+
+#endif

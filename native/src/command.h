@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * command.h - what control asks of the workers, and how it learns that it is done.
+ *
+ * How it works: a command is handed to EVERY worker. Each carries out its part between two bursts (most have one only at
+ * the worker that owns the ring) and counts itself off; the last one sends the command back. So a finished command also
+ * says that every worker has crossed a burst boundary since: the grace period of what it replaced has passed.
+ * Who hands over a command then fences and looks at `sleeping`; who goes to sleep sets it, fences and looks at its mail.
+ */
+#ifndef PVS_COMMAND_H
+#define PVS_COMMAND_H
+
+#include "decide.h"
+#include "port_vhost.h"
+
+enum pvs_op { PVS_OP_PUBLISH, PVS_OP_RING_START, PVS_OP_RING_STOP, PVS_OP_RING_ENABLE, PVS_OP_RING_CALL, PVS_OP_INJECT };
+
+struct pvs_command {
+    enum pvs_op op;
+    uint64_t seq;
+    _Atomic uint32_t remaining;     /* workers that have not yet carried it out */
+    int64_t result;
+    union {
+        struct {
+            struct pvs_tables *tables;  /* to publish; after completion: to free */
+            struct pvs_tables *old;
+        } publish;
+        struct {
+            struct pvs_ring *ring;
+            int call_fd;
+            bool enabled;
+        } ring;
+        struct {
+            uint32_t port_ref, direction, len;
+        } inject;
+    };
+    uint8_t bytes[];                /* the injected frame */
+};
+
+#endif

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * commands.c - a worker's side of every command (see command.h). Runs between two bursts: nothing is pinned then.
+ */
+#include <errno.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "parse.h"
+#include "virtqueue_split.h"
+#include "worker.h"
+
+void
+pvs_carrier_update(struct pvs_port *port)
+{
+    const struct pvs_ring *rx = &port->ring[0];
+    bool up = atomic_load_explicit(&rx->running, memory_order_relaxed) &&
+              atomic_load_explicit(&rx->enabled, memory_order_relaxed) &&
+              atomic_load_explicit(&port->broken, memory_order_relaxed) == PVS_BROKEN_NONE;
+    atomic_store_explicit(&port->carrier, up, memory_order_relaxed);
+}
+
+static int64_t
+ring_start(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (ring->kick_fd >= 0) {
+        struct epoll_event watch = { .events = EPOLLIN | EPOLLET, .data.ptr = ring };
+        if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, ring->kick_fd, &watch) != 0)
+            return -errno;
+    }
+    pvs_split_kick_suppress(&ring->vq);
+    ring->touched = ring->notify = false;
+    ring->call_owed = true;
+    atomic_store_explicit(&ring->running, true, memory_order_relaxed);
+    pvs_ring_want_notify(w, ring);
+    if (pvs_ring_is_guest_tx(ring))
+        pvs_ring_activate(w, ring); /* look once without a kick: none follows a migration or a reconnect */
+    pvs_carrier_update(ring->port);
+    return 0;
+}
+
+static int64_t
+ring_stop(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (ring->active)
+        pvs_ring_deactivate(w, ring);
+    if (ring->kick_fd >= 0)
+        epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, ring->kick_fd, NULL);
+    atomic_store_explicit(&ring->running, false, memory_order_relaxed);
+    pvs_carrier_update(ring->port);
+    return ring->vq.next_avail;
+}
+
+static void
+ring_call(struct pvs_worker *w, struct pvs_ring *ring, int call_fd)
+{
+    ring->call_fd = call_fd;
+    ring->call_owed = true;
+    if (atomic_load_explicit(&ring->running, memory_order_relaxed))
+        pvs_ring_want_notify(w, ring);
+}
+
+static void
+ring_enable(struct pvs_worker *w, struct pvs_ring *ring, bool enabled)
+{
+    atomic_store_explicit(&ring->enabled, enabled, memory_order_relaxed);
+    pvs_carrier_update(ring->port);
+    if (pvs_ring_is_guest_tx(ring) && atomic_load_explicit(&ring->running, memory_order_relaxed) && !ring->active)
+        pvs_ring_activate(w, ring);
+}
+
+static int64_t
+inject(struct pvs_worker *w, struct pvs_command *command)
+{
+    const struct pvs_port_view *view = &w->tables->port[pvs_ref_index(command->inject.port_ref)];
+    struct pvs_frame *frame = &w->burst.frame[0];
+    struct pvs_seg tail;
+
+    if (view->ref != command->inject.port_ref)
+        return -ENOENT;
+    pvs_frame_from_bytes(frame, &tail, command->bytes, command->inject.len);
+    frame->in_ref = view->ref;
+    frame->injected = true;
+    if (!pvs_parse(frame))
+        return -EINVAL;
+    if (command->inject.direction == PVS_INGRESS)
+        pvs_forward(w, frame);
+    else
+        pvs_deliver(w, view, frame);
+    return 0;
+}
+
+void
+pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
+{
+    struct pvs_ring *ring = command->ring.ring;
+
+    switch (command->op) {
+    case PVS_OP_PUBLISH:
+        w->tables = command->publish.tables;
+        break;
+    case PVS_OP_RING_START:
+        if (ring->worker == w->index)
+            command->result = ring_start(w, ring);
+        break;
+    case PVS_OP_RING_STOP:
+        if (ring->worker == w->index)
+            command->result = ring_stop(w, ring);
+        break;
+    case PVS_OP_RING_ENABLE:
+        if (ring->worker == w->index)
+            ring_enable(w, ring, command->ring.enabled);
+        break;
+    case PVS_OP_RING_CALL:
+        if (ring->worker == w->index)
+            ring_call(w, ring, command->ring.call_fd);
+        break;
+    case PVS_OP_INJECT:
+        if (w->index == 0)
+            command->result = inject(w, command);
+        break;
+    }
+    /* acq_rel: what each worker did before counting itself off is visible to whoever is last, and so to control */
+    if (atomic_fetch_sub_explicit(&command->remaining, 1, memory_order_acq_rel) == 1) {
+        pvs_mail_put(&w->done, command);
+        w->wake_control = true;
+    }
+}

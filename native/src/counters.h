@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * counters.h - what is counted, once, by name.
+ *
+ * Counters only grow. Each worker has its own set for each port and is its only writer, so an increment is a relaxed
+ * load and a relaxed store; whoever reads sums over the workers. The names are the API's: the X-macros below are the
+ * only place where they stand.
+ */
+#ifndef PVS_COUNTERS_H
+#define PVS_COUNTERS_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* The switch's view: rx is what the port's guest sent, tx what it received. */
+#define PVS_COUNTERS(X)                                                                                            \
+    X(rx_packets) X(rx_bytes) X(rx_broadcast_packets) X(rx_multicast_packets)                                      \
+    X(rx_1_to_64_packets) X(rx_65_to_127_packets) X(rx_128_to_255_packets) X(rx_256_to_511_packets)                \
+    X(rx_512_to_1023_packets) X(rx_1024_to_1522_packets) X(rx_1523_to_max_packets)                                 \
+    X(tx_packets) X(tx_bytes)
+
+/* Why a frame, or a copy of it, went nowhere. */
+#define PVS_DROP_REASONS(X)                                                                                        \
+    X(none)                                                                                                        \
+    X(malformed)            /* no Ethernet header, too long, or a buffer of the wrong direction */                 \
+    X(link_down)            /* the port is administratively down, or the receiving guest is not there */           \
+    X(queue_disabled)       /* the guest sent on a ring that its front end has disabled */                         \
+    X(no_destination)       /* nobody to send it to */                                                             \
+    X(same_port)            /* the destination was learned on the port the frame came from */                      \
+    X(bpdu)                 /* link-local, and forward_bpdu is off; or PAUSE */                                    \
+    X(mtu_exceeded)                                                                                                \
+    X(guest_rx_full)        /* the receiving guest had no buffers posted */                                        \
+    X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */
+
+enum pvs_counter {
+#define X(name) PVS_C_##name,
+    PVS_COUNTERS(X)
+#undef X
+    PVS_COUNTER_COUNT
+};
+
+enum pvs_drop {
+#define X(name) PVS_DROP_##name,
+    PVS_DROP_REASONS(X)
+#undef X
+    PVS_DROP_COUNT
+};
+
+struct pvs_counters {
+    _Alignas(64) _Atomic uint64_t value[PVS_COUNTER_COUNT];
+    _Atomic uint64_t rx_drop[PVS_DROP_COUNT];
+    _Atomic uint64_t tx_drop[PVS_DROP_COUNT];
+};
+
+/* relaxed load and store, not an atomic add: there is one writer */
+static inline void
+pvs_count(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+/* The size bin of a received frame, as OVS names them. */
+static inline enum pvs_counter
+pvs_size_bin(uint32_t len)
+{
+    static const uint16_t upper[] = { 64, 127, 255, 511, 1023, 1522 };
+    unsigned bin = 0;
+    while (bin < 6 && len > upper[bin])
+        bin++;
+    return (enum pvs_counter)(PVS_C_rx_1_to_64_packets + bin);
+}
+
+#endif

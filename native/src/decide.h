@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * decide.h - where a frame goes, and why: one function of the frame and the tables, without side effects.
+ *
+ * How it works: control builds `struct pvs_tables` completely and publishes it; a worker reads one version of it for a
+ * whole burst. pvs_decide() fills a verdict: the list of egress ports (each with a reason if its copy is to be dropped),
+ * or one reason for the whole frame, and the effects that the caller is to apply. The worker commits verdicts frame by
+ * frame, in order; whoever explains a hypothetical frame calls the same function and applies nothing.
+ */
+#ifndef PVS_DECIDE_H
+#define PVS_DECIDE_H
+
+#include <stdatomic.h>
+
+#include "counters.h"
+#include "fdb.h"
+#include "frame.h"
+
+/* A port as the tables know it, at its index. ref 0: no such port. */
+struct pvs_port_view {
+    uint32_t ref;
+    uint32_t mtu;                   /* 0 = not enforced */
+    uint16_t bridge;
+    bool enabled;
+    const _Atomic bool *carrier;    /* its guest can receive */
+    struct pvs_port *port;
+};
+
+struct pvs_bridge_view {
+    struct pvs_fdb *fdb;
+    bool forward_bpdu, flood_unknown, punt_bpdu;
+    uint16_t n_members;
+    const uint16_t *member;         /* indices of its enabled ports, where floods go */
+};
+
+struct pvs_tables {
+    struct pvs_port_view port[PVS_MAX_PORTS];
+    struct pvs_bridge_view bridge[PVS_MAX_BRIDGES];
+    uint16_t members[PVS_MAX_PORTS];
+};
+
+/* One copy: to `port`, or not, because of `drop`. */
+struct pvs_egress {
+    uint16_t port;
+    uint8_t drop;                   /* enum pvs_drop; none = deliver */
+};
+
+struct pvs_verdict {
+    uint8_t drop;                   /* enum pvs_drop of the whole frame; none = see the list */
+    bool learn;                     /* the source wants to be learned, moved or refreshed */
+    bool fresh_needed;              /* learning it costs the port's budget: it is new or moved */
+    bool punt;
+    uint16_t vid;                   /* the FDB's VID: 0 */
+    uint16_t bridge;
+    uint32_t n_egress;
+    struct pvs_egress egress[PVS_MAX_PORTS];
+};
+
+/* The frame has been parsed and is well-formed; its port is in the tables. */
+void pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint32_t now_s,
+                struct pvs_verdict *verdict);
+
+/* Does the frame's L3 part fit `mtu`? (L3 size: without Ethernet header and tags.) */
+static inline bool
+pvs_fits_mtu(const struct pvs_frame *frame, uint32_t mtu)
+{
+    return mtu == 0 || frame->len - frame->parsed.l3_offset <= mtu;
+}
+
+#endif

@@ -1,0 +1,515 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fdb.c - see fdb.h for how it works and who may call it. */
+#include "fdb.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "parse.h"
+
+#define NIL UINT32_MAX
+#define KEY_STATIC (1ULL << 63)
+#define KEY_VALID (1ULL << 62)  /* so that no key is zero */
+#define NS_PER_S 1000000000ULL
+
+/* The fields that readers without the lock look at are atomic, relaxed: the bucket's sequence number orders them. */
+struct entry {
+    _Atomic uint64_t key;       /* 0 = free; else VALID | vid << 48 | mac, STATIC */
+    _Atomic uint32_t next;      /* in the bucket's chain, or in the free list */
+    _Atomic uint32_t port_ref;
+    _Atomic uint32_t stamp;     /* second in which it was last seen */
+    uint32_t queued;            /* the stamp when it was put at its list's end; writer only, as all below */
+    uint32_t older, newer;      /* neighbours in its port's list */
+};
+_Static_assert(sizeof(struct entry) == 32, "two entries in a cache line");
+
+struct bucket {
+    _Atomic uint32_t seq;       /* odd while a writer is at work */
+    _Atomic uint32_t head;
+};
+
+struct list {
+    uint32_t oldest, newest;
+};
+
+struct pvs_fdb {
+    struct entry *entry;
+    struct bucket *bucket;
+    uint64_t seed;
+    uint32_t bucket_mask, limit;
+    _Atomic uint32_t aging_s;
+    _Atomic uint32_t count;
+    atomic_flag lock;
+    uint32_t free;
+    uint32_t held[PVS_MAX_PORTS];       /* dynamic entries by port index */
+    struct list list[PVS_MAX_PORTS];
+};
+
+/* ---- lock and sequence ---- */
+
+static bool
+lock_try(struct pvs_fdb *fdb)
+{
+    return !atomic_flag_test_and_set_explicit(&fdb->lock, memory_order_acquire);
+}
+
+static void
+lock_wait(struct pvs_fdb *fdb)
+{
+    while (!lock_try(fdb))
+        sched_yield(); /* control thread only; whoever holds the lock does so for a bounded number of entries */
+}
+
+static void
+unlock(struct pvs_fdb *fdb)
+{
+    atomic_flag_clear_explicit(&fdb->lock, memory_order_release);
+}
+
+static void
+bucket_begin(struct bucket *b)
+{
+    uint32_t seq = atomic_load_explicit(&b->seq, memory_order_relaxed);
+    atomic_store_explicit(&b->seq, seq + 1, memory_order_relaxed);
+    /* release fence: the odd number is visible before any of the changes that follow */
+    atomic_thread_fence(memory_order_release);
+}
+
+static void
+bucket_end(struct bucket *b)
+{
+    uint32_t seq = atomic_load_explicit(&b->seq, memory_order_relaxed);
+    /* release: the changes are visible before the even number */
+    atomic_store_explicit(&b->seq, seq + 1, memory_order_release);
+}
+
+/* ---- keys ---- */
+
+static uint64_t
+key_of(uint64_t mac, uint16_t vid)
+{
+    return KEY_VALID | (uint64_t)(vid & 0xfff) << 48 | mac;
+}
+
+static struct bucket *
+bucket_of(const struct pvs_fdb *fdb, uint64_t key)
+{
+    /* multiply-and-fold; the seed is private, so a guest can't aim at a bucket */
+    uint64_t h = (key ^ fdb->seed) * 0x9e3779b97f4a7c15ULL;
+    h = (h ^ h >> 32) * 0xd6e8feb86659fd93ULL;
+    return &fdb->bucket[(h >> 32) & fdb->bucket_mask];
+}
+
+static bool
+is_static(const struct entry *e)
+{
+    return (atomic_load_explicit(&e->key, memory_order_relaxed) & KEY_STATIC) != 0;
+}
+
+static bool
+too_old(const struct pvs_fdb *fdb, uint32_t stamp, uint32_t now_s)
+{
+    uint32_t aging = atomic_load_explicit(&fdb->aging_s, memory_order_relaxed);
+    /* signed: another worker may have stamped it a moment "after" our now */
+    return aging != 0 && (int32_t)(now_s - stamp) > (int32_t)aging;
+}
+
+/* ---- reading ---- */
+
+struct found {
+    uint32_t index, port_ref, stamp;
+    bool is_static;
+};
+
+/* One attempt at a chain; the caller checks the sequence number. The step limit ends a walk led astray by a writer. */
+static struct found
+chain_scan(const struct pvs_fdb *fdb, const struct bucket *b, uint64_t key)
+{
+    uint32_t i = atomic_load_explicit(&b->head, memory_order_relaxed);
+    for (uint32_t step = 0; i != NIL && step <= fdb->limit; step++) {
+        const struct entry *e = &fdb->entry[i];
+        uint64_t k = atomic_load_explicit(&e->key, memory_order_relaxed);
+        if ((k & ~KEY_STATIC) == key)
+            return (struct found){ i, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
+                                   atomic_load_explicit(&e->stamp, memory_order_relaxed), (k & KEY_STATIC) != 0 };
+        i = atomic_load_explicit(&e->next, memory_order_relaxed);
+    }
+    return (struct found){ .index = NIL };
+}
+
+static struct found
+find(const struct pvs_fdb *fdb, uint64_t key)
+{
+    const struct bucket *b = bucket_of(fdb, key);
+    for (;;) {
+        uint32_t seq = atomic_load_explicit(&b->seq, memory_order_acquire);
+        struct found f = chain_scan(fdb, b, key);
+        /* acquire fence: the chain was read before the number is looked at again */
+        atomic_thread_fence(memory_order_acquire);
+        if (!(seq & 1) && atomic_load_explicit(&b->seq, memory_order_relaxed) == seq)
+            return f;
+    }
+}
+
+struct pvs_fdb_hit
+pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now_s)
+{
+    struct found f = find(fdb, key_of(mac, vid));
+    if (f.index == NIL || (!f.is_static && too_old(fdb, f.stamp, now_s)))
+        return (struct pvs_fdb_hit){ .state = PVS_FDB_UNKNOWN };
+    return (struct pvs_fdb_hit){ .port_ref = f.port_ref,
+                                 .is_static = f.is_static,
+                                 .state = f.is_static || f.stamp == now_s ? PVS_FDB_FRESH : PVS_FDB_STALE };
+}
+
+/* ---- changing: the lock is held ---- */
+
+static void
+list_add(struct pvs_fdb *fdb, uint32_t i)
+{
+    struct entry *e = &fdb->entry[i];
+    uint32_t port = pvs_ref_index(atomic_load_explicit(&e->port_ref, memory_order_relaxed));
+    struct list *l = &fdb->list[port];
+
+    e->queued = atomic_load_explicit(&e->stamp, memory_order_relaxed);
+    e->older = l->newest;
+    e->newer = NIL;
+    if (l->newest != NIL)
+        fdb->entry[l->newest].newer = i;
+    else
+        l->oldest = i;
+    l->newest = i;
+    fdb->held[port]++;
+}
+
+static void
+list_remove(struct pvs_fdb *fdb, uint32_t i)
+{
+    struct entry *e = &fdb->entry[i];
+    uint32_t port = pvs_ref_index(atomic_load_explicit(&e->port_ref, memory_order_relaxed));
+    struct list *l = &fdb->list[port];
+
+    if (e->older != NIL)
+        fdb->entry[e->older].newer = e->newer;
+    else
+        l->oldest = e->newer;
+    if (e->newer != NIL)
+        fdb->entry[e->newer].older = e->older;
+    else
+        l->newest = e->older;
+    fdb->held[port]--;
+}
+
+static void
+entry_remove(struct pvs_fdb *fdb, uint32_t i)
+{
+    struct entry *e = &fdb->entry[i];
+    uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
+    struct bucket *b = bucket_of(fdb, key & ~KEY_STATIC);
+    _Atomic uint32_t *link = &b->head;
+
+    if (!(key & KEY_STATIC))
+        list_remove(fdb, i);
+    while (atomic_load_explicit(link, memory_order_relaxed) != i)
+        link = &fdb->entry[atomic_load_explicit(link, memory_order_relaxed)].next;
+    bucket_begin(b);
+    atomic_store_explicit(link, atomic_load_explicit(&e->next, memory_order_relaxed), memory_order_relaxed);
+    atomic_store_explicit(&e->key, 0, memory_order_relaxed);
+    atomic_store_explicit(&e->next, fdb->free, memory_order_relaxed);
+    bucket_end(b);
+    fdb->free = i;
+    atomic_fetch_sub_explicit(&fdb->count, 1, memory_order_relaxed);
+}
+
+/* Make room by taking the oldest entry of the port that holds the most. False when all entries are static. */
+static bool
+evict(struct pvs_fdb *fdb)
+{
+    uint32_t port = 0;
+    for (uint32_t p = 1; p < PVS_MAX_PORTS; p++)
+        if (fdb->held[p] > fdb->held[port])
+            port = p;
+    if (fdb->held[port] == 0)
+        return false;
+    /* a bounded number of second chances: order is kept lazily, an attacker must not make it a long walk */
+    for (int chance = 0; chance < 8; chance++) {
+        uint32_t i = fdb->list[port].oldest;
+        struct entry *e = &fdb->entry[i];
+        if (atomic_load_explicit(&e->stamp, memory_order_relaxed) == e->queued)
+            break;
+        list_remove(fdb, i);
+        list_add(fdb, i);
+    }
+    entry_remove(fdb, fdb->list[port].oldest);
+    return true;
+}
+
+static bool
+entry_insert(struct pvs_fdb *fdb, uint64_t key, uint32_t port_ref, uint32_t now_s)
+{
+    if (fdb->free == NIL && !evict(fdb))
+        return false;
+    uint32_t i = fdb->free;
+    struct entry *e = &fdb->entry[i];
+    struct bucket *b = bucket_of(fdb, key & ~KEY_STATIC);
+
+    fdb->free = atomic_load_explicit(&e->next, memory_order_relaxed);
+    bucket_begin(b);
+    atomic_store_explicit(&e->key, key, memory_order_relaxed);
+    atomic_store_explicit(&e->port_ref, port_ref, memory_order_relaxed);
+    atomic_store_explicit(&e->stamp, now_s, memory_order_relaxed);
+    atomic_store_explicit(&e->next, atomic_load_explicit(&b->head, memory_order_relaxed), memory_order_relaxed);
+    atomic_store_explicit(&b->head, i, memory_order_relaxed);
+    bucket_end(b);
+    if (!(key & KEY_STATIC))
+        list_add(fdb, i);
+    atomic_fetch_add_explicit(&fdb->count, 1, memory_order_relaxed);
+    return true;
+}
+
+static void
+entry_move(struct pvs_fdb *fdb, uint32_t i, uint32_t port_ref, uint32_t now_s)
+{
+    struct entry *e = &fdb->entry[i];
+    struct bucket *b = bucket_of(fdb, atomic_load_explicit(&e->key, memory_order_relaxed));
+
+    list_remove(fdb, i);
+    bucket_begin(b);
+    atomic_store_explicit(&e->port_ref, port_ref, memory_order_relaxed);
+    atomic_store_explicit(&e->stamp, now_s, memory_order_relaxed);
+    bucket_end(b);
+    list_add(fdb, i);
+}
+
+enum pvs_learned
+pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t now_s, uint32_t *old_ref)
+{
+    uint64_t key = key_of(mac, vid);
+    struct found f = find(fdb, key);
+
+    if (f.index != NIL && (f.is_static || (f.port_ref == port_ref && f.stamp == now_s)))
+        return PVS_LEARN_NOTHING;
+    if (!lock_try(fdb))
+        return PVS_LEARN_BUSY;
+    enum pvs_learned outcome = PVS_LEARN_NOTHING;
+    f = find(fdb, key); /* again: it may have changed before the lock was ours */
+    if (f.index == NIL) {
+        if (entry_insert(fdb, key, port_ref, now_s))
+            outcome = PVS_LEARN_NEW;
+    } else if (!f.is_static) {
+        bool expired = too_old(fdb, f.stamp, now_s);
+        if (f.port_ref != port_ref) {
+            entry_move(fdb, f.index, port_ref, now_s);
+            outcome = expired ? PVS_LEARN_NEW : PVS_LEARN_MOVED;
+            *old_ref = f.port_ref;
+        } else {
+            atomic_store_explicit(&fdb->entry[f.index].stamp, now_s, memory_order_relaxed);
+            outcome = expired ? PVS_LEARN_NEW : PVS_LEARN_NOTHING;
+        }
+    }
+    unlock(fdb);
+    return outcome;
+}
+
+/* ---- control ---- */
+
+static void *
+pages_alloc(size_t size)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+int
+pvs_fdb_create(uint32_t limit, uint32_t aging_s, uint64_t seed, struct pvs_fdb **out)
+{
+    if (limit == 0 || limit > 1000000)
+        return -EINVAL;
+    uint32_t buckets = 64;
+    while (buckets < limit)
+        buckets *= 2;
+    struct pvs_fdb *fdb = calloc(1, sizeof *fdb);
+    if (fdb == NULL)
+        return -ENOMEM;
+    fdb->limit = limit;
+    fdb->bucket_mask = buckets - 1;
+    fdb->entry = pages_alloc(limit * sizeof *fdb->entry);
+    fdb->bucket = pages_alloc(buckets * sizeof *fdb->bucket);
+    if (fdb->entry == NULL || fdb->bucket == NULL) {
+        pvs_fdb_destroy(fdb);
+        return -ENOMEM;
+    }
+    fdb->seed = seed;
+    atomic_init(&fdb->aging_s, aging_s);
+    atomic_flag_clear(&fdb->lock);
+    for (uint32_t i = 0; i < buckets; i++)
+        atomic_init(&fdb->bucket[i].head, NIL);
+    for (uint32_t i = 0; i < limit; i++)
+        atomic_init(&fdb->entry[i].next, i + 1 < limit ? i + 1 : NIL);
+    for (uint32_t p = 0; p < PVS_MAX_PORTS; p++)
+        fdb->list[p] = (struct list){ NIL, NIL };
+    *out = fdb;
+    return 0;
+}
+
+void
+pvs_fdb_destroy(struct pvs_fdb *fdb)
+{
+    if (fdb == NULL)
+        return;
+    if (fdb->entry != NULL)
+        munmap(fdb->entry, fdb->limit * sizeof *fdb->entry);
+    if (fdb->bucket != NULL)
+        munmap(fdb->bucket, (fdb->bucket_mask + 1) * sizeof *fdb->bucket);
+    free(fdb);
+}
+
+void
+pvs_fdb_set_aging(struct pvs_fdb *fdb, uint32_t aging_s)
+{
+    atomic_store_explicit(&fdb->aging_s, aging_s, memory_order_relaxed);
+}
+
+uint32_t
+pvs_fdb_count(const struct pvs_fdb *fdb)
+{
+    return atomic_load_explicit(&fdb->count, memory_order_relaxed);
+}
+
+int
+pvs_fdb_lookup(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t now_ns, uint32_t *port_ref)
+{
+    struct pvs_fdb_hit hit = pvs_fdb_find(fdb, pvs_mac_load(mac), vid, (uint32_t)(now_ns / NS_PER_S));
+    if (hit.state == PVS_FDB_UNKNOWN)
+        return -ENOENT;
+    *port_ref = hit.port_ref;
+    return 0;
+}
+
+int
+pvs_fdb_set_static(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t port_ref)
+{
+    uint64_t key = key_of(pvs_mac_load(mac), vid);
+
+    lock_wait(fdb);
+    struct found f = find(fdb, key);
+    if (f.index != NIL)
+        entry_remove(fdb, f.index);
+    bool done = entry_insert(fdb, key | KEY_STATIC, port_ref, 0);
+    unlock(fdb);
+    return done ? 0 : -ENOSPC;
+}
+
+int
+pvs_fdb_remove(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid)
+{
+    lock_wait(fdb);
+    struct found f = find(fdb, key_of(pvs_mac_load(mac), vid));
+    if (f.index != NIL)
+        entry_remove(fdb, f.index);
+    unlock(fdb);
+    return f.index != NIL ? 0 : -ENOENT;
+}
+
+static bool
+filter_matches(const struct pvs_fdb_filter *filter, const struct entry *e)
+{
+    uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
+    if (key == 0 || (key & KEY_STATIC))
+        return false;
+    if (filter->by_port && atomic_load_explicit(&e->port_ref, memory_order_relaxed) != filter->port_ref)
+        return false;
+    if (filter->by_vid && (key >> 48 & 0xfff) != filter->vid)
+        return false;
+    return !filter->by_mac || (key & PVS_MAC_BROADCAST) == pvs_mac_load(filter->mac);
+}
+
+/* How many slots one holding of the lock may look at. */
+enum { SLICE = 256 };
+
+int
+pvs_fdb_flush(struct pvs_fdb *fdb, const struct pvs_fdb_filter *filter)
+{
+    int removed = 0;
+    for (uint32_t from = 0; from < fdb->limit; from += SLICE) {
+        lock_wait(fdb);
+        for (uint32_t i = from; i < fdb->limit && i < from + SLICE; i++) {
+            if (filter_matches(filter, &fdb->entry[i])) {
+                entry_remove(fdb, i);
+                removed++;
+            }
+        }
+        unlock(fdb);
+    }
+    return removed;
+}
+
+int
+pvs_fdb_sweep(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, uint32_t budget)
+{
+    uint32_t now_s = (uint32_t)(now_ns / NS_PER_S);
+    int removed = 0;
+    for (uint32_t looked = 0; looked < budget && *cursor < fdb->limit; looked += SLICE) {
+        lock_wait(fdb);
+        for (uint32_t k = 0; k < SLICE && *cursor < fdb->limit; k++, ++*cursor) {
+            struct entry *e = &fdb->entry[*cursor];
+            if (atomic_load_explicit(&e->key, memory_order_relaxed) != 0 && !is_static(e) &&
+                too_old(fdb, atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s)) {
+                entry_remove(fdb, *cursor);
+                removed++;
+            }
+        }
+        unlock(fdb);
+    }
+    if (*cursor >= fdb->limit)
+        *cursor = 0;
+    return removed;
+}
+
+int
+pvs_fdb_dump(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, struct pvs_fdb_item *out, uint32_t max)
+{
+    uint32_t now_s = (uint32_t)(now_ns / NS_PER_S), n = 0;
+
+    while (n < max && *cursor < fdb->limit) {
+        lock_wait(fdb);
+        for (uint32_t k = 0; k < SLICE && n < max && *cursor < fdb->limit; k++, ++*cursor) {
+            struct entry *e = &fdb->entry[*cursor];
+            uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
+            uint32_t stamp = atomic_load_explicit(&e->stamp, memory_order_relaxed);
+            bool fixed = (key & KEY_STATIC) != 0;
+            if (key == 0 || (!fixed && too_old(fdb, stamp, now_s)))
+                continue;
+            struct pvs_fdb_item *item = &out[n++];
+            *item = (struct pvs_fdb_item){ .vid = (uint16_t)(key >> 48 & 0xfff), .is_static = fixed };
+            item->port_ref = atomic_load_explicit(&e->port_ref, memory_order_relaxed);
+            item->age_s = fixed || (int32_t)(now_s - stamp) < 0 ? 0 : now_s - stamp;
+            pvs_mac_store(item->mac, key & PVS_MAC_BROADCAST);
+        }
+        unlock(fdb);
+    }
+    if (*cursor >= fdb->limit)
+        *cursor = 0;
+    return (int)n;
+}
+
+void
+pvs_fdb_copy(struct pvs_fdb *to, struct pvs_fdb *from)
+{
+    lock_wait(to);
+    for (uint32_t at = 0; at < from->limit; at += SLICE) {
+        lock_wait(from);
+        for (uint32_t i = at; i < from->limit && i < at + SLICE; i++) {
+            struct entry *e = &from->entry[i];
+            uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
+            if (key != 0 && to->free != NIL)
+                entry_insert(to, key, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
+                             atomic_load_explicit(&e->stamp, memory_order_relaxed));
+        }
+        unlock(from);
+    }
+    unlock(to);
+}

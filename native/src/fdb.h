@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fdb.h - the forwarding database of a bridge: (VID, MAC) -> port.
+ *
+ * How it works: a fixed pool of entries, chained into hash buckets by index. Readers take no lock: each bucket carries a
+ * sequence number that a writer makes odd while it changes the chain; a reader that saw a change looks again. Writers
+ * (insert, move, evict, flush, sweep) hold one spin lock. Workers only ever TRY it: a frame whose source can't be learned
+ * right now is learned with the next frame. Timestamps are refreshed without the lock, at most once a second.
+ *
+ * Fairness: dynamic entries hang in one list per port, oldest first. When the table is full, the port that holds the
+ * most loses its oldest entry (a list entry that was refreshed since it was queued gets a second chance). Static entries
+ * are never evicted and never move.
+ *
+ * Ports are named by reference (index and generation), so an entry that outlives its port is recognised by decide().
+ */
+#ifndef PVS_FDB_H
+#define PVS_FDB_H
+
+#include <stdatomic.h>
+
+#include "pvs_api.h"
+
+enum pvs_fdb_state {
+    PVS_FDB_UNKNOWN,    /* not there, or too old */
+    PVS_FDB_FRESH,      /* there, seen within the last second, or static */
+    PVS_FDB_STALE,      /* there, its timestamp wants a refresh */
+};
+
+struct pvs_fdb_hit {
+    uint32_t port_ref;
+    bool is_static;
+    enum pvs_fdb_state state;
+};
+
+enum pvs_learned { PVS_LEARN_NOTHING, PVS_LEARN_NEW, PVS_LEARN_MOVED, PVS_LEARN_BUSY };
+
+/* Any thread, no lock. `mac` as in struct pvs_parsed. */
+struct pvs_fdb_hit pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now_s);
+
+/*
+ * Learn or refresh, from a worker: never waits. On PVS_LEARN_MOVED *old_ref is where the address was before.
+ * PVS_LEARN_BUSY: the lock was taken. An entry that can't be made (all static) counts as nothing.
+ */
+enum pvs_learned pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t now_s,
+                               uint32_t *old_ref);
+
+#endif

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * frame.h - a frame on its way through the switch.
+ *
+ * How it works: the head (the first PVS_HEAD bytes, or the whole frame if it is shorter) is a private copy: decisions
+ * are made on it and it is what leaves, so a guest can't change a header after it was checked. The tail stays where the
+ * sender put it, as segments. A frame is BORROWED (its tail lies in a ring and is valid until the burst ends) or OWNED
+ * (its tail lies in a slab block, see hold.h); who delivers it need not know which.
+ * After pvs_parse the head is immutable.
+ */
+#ifndef PVS_FRAME_H
+#define PVS_FRAME_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "guest_memory.h"
+#include "virtio_abi.h"
+
+enum { PVS_HEAD = 128, PVS_ETH_HLEN = 14, PVS_VLAN_HLEN = 4 };
+
+/* What parse found in the head. */
+struct pvs_parsed {
+    uint64_t dst, src;      /* MAC addresses, first byte in bits 40-47 */
+    uint16_t ethertype;     /* behind the tags, host order */
+    uint16_t l3_offset;     /* where the L3 header begins */
+};
+
+struct pvs_frame {
+    const struct pvs_seg *seg;  /* the tail */
+    uint32_t n_seg;
+    uint32_t len;               /* head and tail */
+    uint32_t in_ref;            /* the port it came from */
+    uint16_t head_len;
+    uint16_t chain;             /* the guest's name for its buffer */
+    bool malformed;
+    bool injected;              /* came from the control plane: not counted as received */
+    struct pvs_parsed parsed;
+    _Alignas(64) uint8_t head[PVS_HEAD];
+};
+
+static inline uint32_t
+pvs_ref_index(uint32_t ref)
+{
+    return ref & 0xffff;
+}
+
+/* Copies `len` bytes from the front of a segment list and returns where it stopped, by index and offset. */
+struct pvs_cursor {
+    const struct pvs_seg *seg;
+    uint32_t n, offset;
+};
+
+static inline void
+pvs_cursor_read(struct pvs_cursor *c, uint8_t *to, uint32_t len)
+{
+    while (len != 0) {
+        uint32_t room = c->seg->len - c->offset;
+        uint32_t part = room < len ? room : len;
+        memcpy(to, c->seg->base + c->offset, part);
+        to += part;
+        len -= part;
+        c->offset += part;
+        if (c->offset == c->seg->len) {
+            c->seg++;
+            c->n--;
+            c->offset = 0;
+        }
+    }
+}
+
+static inline void
+pvs_cursor_write(struct pvs_cursor *c, const uint8_t *from, uint32_t len)
+{
+    while (len != 0) {
+        uint32_t room = c->seg->len - c->offset;
+        uint32_t part = room < len ? room : len;
+        memcpy(c->seg->base + c->offset, from, part);
+        from += part;
+        len -= part;
+        c->offset += part;
+        if (c->offset == c->seg->len) {
+            c->seg++;
+            c->n--;
+            c->offset = 0;
+        }
+    }
+}
+
+/* Write head and tail to `c`, which has room for frame->len bytes. */
+void pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c);
+
+/* Make a frame over plain bytes, which it borrows. */
+void pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_t *bytes, uint32_t len);
+
+#endif

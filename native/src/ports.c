@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ports.c - the control thread's side of a port: its index, its memory, starting and stopping its rings (pvs_api.h).
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "switch.h"
+#include "virtqueue_split.h"
+
+int
+pvs_port_create(struct pvs_switch *sw, uint32_t pairs, struct pvs_port **out)
+{
+    uint32_t index = 0;
+
+    if (pairs == 0 || pairs > PVS_MAX_PAIRS)
+        return -EINVAL;
+    while (index < PVS_MAX_PORTS && sw->port[index] != NULL)
+        index++;
+    if (index == PVS_MAX_PORTS)
+        return -ENOSPC;
+    struct pvs_port *port = calloc(1, sizeof *port + 2 * pairs * sizeof port->ring[0]);
+    if (port == NULL)
+        return -ENOMEM;
+    port->sw = sw;
+    port->n_rings = 2 * pairs;
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        port->counters[i] = aligned_alloc(64, sizeof *port->counters[i]);
+        if (port->counters[i] == NULL) {
+            while (i-- > 0)
+                free(port->counters[i]);
+            free(port);
+            return -ENOMEM;
+        }
+        memset(port->counters[i], 0, sizeof *port->counters[i]);
+    }
+    for (uint32_t i = 0; i < port->n_rings; i++)
+        port->ring[i] = (struct pvs_ring){ .port = port, .index = (uint16_t)i, .kick_fd = -1, .call_fd = -1 };
+    if (++sw->generation[index] == 0)
+        sw->generation[index] = 1; /* so that no reference is ever 0 */
+    port->ref = (uint32_t)sw->generation[index] << 16 | index;
+    sw->port[index] = port;
+    *out = port;
+    return 0;
+}
+
+int
+pvs_port_destroy(struct pvs_port *port)
+{
+    struct pvs_switch *sw = port->sw;
+    uint32_t index = pvs_ref_index(port->ref);
+
+    for (uint32_t i = 0; i < port->n_rings; i++)
+        if (port->ring[i].started)
+            return -EBUSY;
+    if (sw->tables != NULL && sw->tables->port[index].ref == port->ref)
+        return -EBUSY;
+    pvs_memory_destroy(port->memory);
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++)
+        free(port->counters[i]);
+    sw->port[index] = NULL;
+    free(port);
+    return 0;
+}
+
+uint32_t
+pvs_port_index(const struct pvs_port *port)
+{
+    return pvs_ref_index(port->ref);
+}
+
+uint32_t
+pvs_port_ref(const struct pvs_port *port)
+{
+    return port->ref;
+}
+
+int
+pvs_region_map(struct pvs_port *port, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset,
+               struct pvs_region **out)
+{
+    return pvs_region_create(&port->memory_lost, fd, gpa, size, uva, offset, out);
+}
+
+static bool
+any_started(const struct pvs_port *port)
+{
+    for (uint32_t i = 0; i < port->n_rings; i++)
+        if (port->ring[i].started)
+            return true;
+    return false;
+}
+
+int
+pvs_port_set_memory(struct pvs_port *port, struct pvs_memory *memory, struct pvs_memory **old)
+{
+    if (any_started(port))
+        return -EBUSY;
+    *old = port->memory;
+    port->memory = memory;
+    bool lost = false;
+    for (uint32_t i = 0; memory != NULL && i < memory->n; i++)
+        lost |= atomic_load_explicit(&memory->regions[i]->lost, memory_order_relaxed);
+    atomic_store_explicit(&port->memory_lost, lost, memory_order_relaxed);
+    return 0;
+}
+
+/* Without O_NONBLOCK a front end could make a call block the worker. The flag is the file's, so the peer can clear it. */
+static int
+make_nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -errno;
+    return 0;
+}
+
+static int64_t
+ring_command(struct pvs_port *port, enum pvs_op op, uint32_t ring, bool enabled, int call_fd)
+{
+    int rc;
+    struct pvs_command *command = pvs_command_new(port->sw, op, 0, &rc);
+    if (command == NULL)
+        return rc;
+    command->ring.ring = &port->ring[ring];
+    command->ring.enabled = enabled;
+    command->ring.call_fd = call_fd;
+    return pvs_command_submit(port->sw, command);
+}
+
+int64_t
+pvs_ring_start(struct pvs_port *port, uint32_t index, const struct pvs_ring_conf *conf)
+{
+    if (index >= port->n_rings)
+        return -EINVAL;
+    struct pvs_ring *ring = &port->ring[index];
+    if (ring->started)
+        return -EBUSY;
+    if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
+        return -EFAULT;
+    int rc = pvs_split_attach(&ring->vq, port->memory, conf);
+    if (rc == 0 && conf->call_fd >= 0)
+        rc = make_nonblocking(conf->call_fd);
+    if (rc != 0)
+        return rc;
+    if (!any_started(port))
+        atomic_store_explicit(&port->broken, PVS_BROKEN_NONE, memory_order_relaxed);
+    ring->kick_fd = conf->kick_fd;
+    ring->call_fd = conf->call_fd;
+    atomic_store_explicit(&ring->kicks, 0, memory_order_relaxed);
+    atomic_store_explicit(&ring->enabled, conf->enabled, memory_order_relaxed);
+    int64_t seq = ring_command(port, PVS_OP_RING_START, index, false, -1);
+    ring->started = seq >= 0;
+    return seq;
+}
+
+int64_t
+pvs_ring_stop(struct pvs_port *port, uint32_t index)
+{
+    if (index >= port->n_rings || !port->ring[index].started)
+        return -EINVAL;
+    return ring_command(port, PVS_OP_RING_STOP, index, false, -1);
+}
+
+int64_t
+pvs_ring_enable(struct pvs_port *port, uint32_t index, bool enabled)
+{
+    return index < port->n_rings ? ring_command(port, PVS_OP_RING_ENABLE, index, enabled, -1) : -EINVAL;
+}
+
+int64_t
+pvs_ring_set_call(struct pvs_port *port, uint32_t index, int call_fd)
+{
+    int rc = index >= port->n_rings ? -EINVAL : call_fd >= 0 ? make_nonblocking(call_fd) : 0;
+    return rc != 0 ? rc : ring_command(port, PVS_OP_RING_CALL, index, false, call_fd);
+}
+
+int
+pvs_ring_status(const struct pvs_port *port, uint32_t index, struct pvs_ring_status *out)
+{
+    if (index >= port->n_rings)
+        return -EINVAL;
+    const struct pvs_ring *ring = &port->ring[index];
+    *out = (struct pvs_ring_status){
+        .running = atomic_load_explicit(&ring->running, memory_order_relaxed),
+        .enabled = atomic_load_explicit(&ring->enabled, memory_order_relaxed),
+        .kicks = atomic_load_explicit(&ring->kicks, memory_order_relaxed),
+        .packets = atomic_load_explicit(&ring->packets, memory_order_relaxed),
+        .bytes = atomic_load_explicit(&ring->bytes, memory_order_relaxed),
+        .notifications = atomic_load_explicit(&ring->notifications, memory_order_relaxed),
+        .notifications_suppressed = atomic_load_explicit(&ring->notifications_suppressed, memory_order_relaxed),
+    };
+    /* the ring is mapped for as long as it is started, and control is who unmaps */
+    if (ring->started) {
+        out->avail_idx = atomic_load_explicit(&ring->vq.avail->idx, memory_order_relaxed);
+        out->used_idx = atomic_load_explicit(&ring->vq.used->idx, memory_order_relaxed);
+    }
+    return 0;
+}
+
+uint32_t
+pvs_port_broken(const struct pvs_port *port)
+{
+    return atomic_load_explicit(&port->broken, memory_order_relaxed);
+}
+
+const char *
+pvs_broken_reason(uint32_t code)
+{
+    static const char *const text[] = {
+#define X(name, words) words,
+        PVS_BROKEN_REASONS(X)
+#undef X
+    };
+    return code < PVS_BROKEN_COUNT ? text[code] : "unknown";
+}
+
+int64_t
+pvs_inject(struct pvs_port *port, uint32_t direction, const uint8_t *frame, uint32_t len)
+{
+    int rc;
+
+    if (direction > PVS_EGRESS || len < PVS_ETH_HLEN || len > PVS_MAX_FRAME)
+        return -EINVAL;
+    struct pvs_command *command = pvs_command_new(port->sw, PVS_OP_INJECT, len, &rc);
+    if (command == NULL)
+        return rc;
+    command->inject.port_ref = port->ref;
+    command->inject.direction = direction;
+    command->inject.len = len;
+    memcpy(command->bytes, frame, len);
+    return pvs_command_submit(port->sw, command);
+}
+
+void
+pvs_port_counters(const struct pvs_port *port, uint64_t *counters, uint64_t *rx_drops, uint64_t *tx_drops)
+{
+    memset(counters, 0, PVS_COUNTER_COUNT * sizeof *counters);
+    memset(rx_drops, 0, PVS_DROP_COUNT * sizeof *rx_drops);
+    memset(tx_drops, 0, PVS_DROP_COUNT * sizeof *tx_drops);
+    for (uint32_t w = 0; w < port->sw->conf.n_workers; w++) {
+        const struct pvs_counters *c = port->counters[w];
+        for (int i = 0; i < PVS_COUNTER_COUNT; i++)
+            counters[i] += atomic_load_explicit(&c->value[i], memory_order_relaxed);
+        for (int i = 0; i < PVS_DROP_COUNT; i++) {
+            rx_drops[i] += atomic_load_explicit(&c->rx_drop[i], memory_order_relaxed);
+            tx_drops[i] += atomic_load_explicit(&c->tx_drop[i], memory_order_relaxed);
+        }
+    }
+}

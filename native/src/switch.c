@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * switch.c - the control thread's side of the data plane: life, commands, tables, and what comes up (pvs_api.h).
+ */
+#include "switch.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* ---- life ---- */
+
+static bool
+conf_valid(const struct pvs_switch_conf *conf)
+{
+    return conf->n_workers >= 1 && conf->n_workers <= PVS_MAX_WORKERS && conf->polling <= PVS_POLL_INTERRUPT &&
+           conf->poll_us <= 1000000;
+}
+
+int
+pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
+{
+    if (!conf_valid(conf))
+        return -EINVAL;
+    int rc = pvs_sigbus_install();
+    if (rc != 0)
+        return rc;
+    struct pvs_switch *sw = calloc(1, sizeof *sw);
+    if (sw == NULL)
+        return -ENOMEM;
+    sw->conf = *conf;
+    sw->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    sw->tables = calloc(1, sizeof *sw->tables);
+    rc = sw->wake_fd < 0 ? -errno : sw->tables == NULL ? -ENOMEM : 0;
+    for (uint32_t i = 0; rc == 0 && i < conf->n_workers; i++) {
+        size_t size = (sizeof(struct pvs_worker) + 63) & ~(size_t)63;
+        struct pvs_worker *w = aligned_alloc(64, size);
+        if (w == NULL) {
+            rc = -ENOMEM;
+            break;
+        }
+        memset(w, 0, size);
+        w->bell_fd = w->epoll_fd = -1;
+        w->tables = sw->tables;
+        sw->worker[i] = w;
+        rc = pvs_worker_init(w, sw, i, conf, sw->wake_fd, &sw->wake_pending);
+    }
+    if (rc != 0) {
+        pvs_switch_destroy(sw);
+        return rc;
+    }
+    *out = sw;
+    return 0;
+}
+
+/* A command has come back: record what has become true, and free what it replaced. */
+static void
+command_finish(struct pvs_command *command)
+{
+    if (command->op == PVS_OP_PUBLISH)
+        free(command->publish.old);
+    else if (command->op == PVS_OP_RING_STOP || (command->op == PVS_OP_RING_START && command->result < 0))
+        command->ring.ring->started = false;
+    free(command);
+}
+
+void
+pvs_switch_destroy(struct pvs_switch *sw)
+{
+    pvs_switch_stop(sw);
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        struct pvs_worker *w = sw->worker[i];
+        struct pvs_command *command;
+        if (w == NULL)
+            continue;
+        while ((command = pvs_mail_take(&w->mail)) != NULL)
+            pvs_command_run(w, command); /* no thread runs: finish what was under way */
+    }
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        struct pvs_worker *w = sw->worker[i];
+        struct pvs_command *command;
+        if (w == NULL)
+            continue;
+        while ((command = pvs_mail_take(&w->done)) != NULL)
+            command_finish(command);
+        pvs_worker_fini(w);
+        free(w);
+    }
+    for (uint32_t i = 0; i < PVS_MAX_PORTS; i++) {
+        struct pvs_port *port = sw->port[i];
+        if (port != NULL) {
+            for (uint32_t k = 0; k < port->n_rings; k++)
+                port->ring[k].started = false;
+            sw->tables->port[i].ref = 0;
+            pvs_port_destroy(port);
+        }
+    }
+    free(sw->tables);
+    if (sw->wake_fd >= 0)
+        close(sw->wake_fd);
+    free(sw);
+}
+
+static int
+thread_start(const struct pvs_switch *sw, struct pvs_worker *w)
+{
+    pthread_attr_t attr;
+    cpu_set_t cpus;
+    sigset_t all, old;
+
+    pthread_attr_init(&attr);
+    int cpu = sw->conf.cpus[w->index];
+    if (cpu >= 0) {
+        CPU_ZERO(&cpus);
+        CPU_SET((unsigned)cpu, &cpus);
+        pthread_attr_setaffinity_np(&attr, sizeof cpus, &cpus);
+    }
+    /* signals belong to the control thread; SIGBUS is synchronous and stays */
+    sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGSEGV);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    atomic_store_explicit(&w->stop, false, memory_order_relaxed);
+    int rc = -pthread_create(&w->thread, &attr, pvs_worker_run, w);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+    if (rc == 0) {
+        char name[16] = "pvs-worker-";
+        name[11] = (char)('0' + w->index / 10);
+        name[12] = (char)('0' + w->index % 10);
+        pthread_setname_np(w->thread, name);
+    }
+    return rc;
+}
+
+static void
+threads_join(struct pvs_switch *sw, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        atomic_store_explicit(&sw->worker[i]->stop, true, memory_order_relaxed);
+        pvs_worker_ring_bell(sw->worker[i]);
+        pthread_join(sw->worker[i]->thread, NULL);
+    }
+}
+
+int
+pvs_switch_start(struct pvs_switch *sw)
+{
+    if (sw->running)
+        return -EBUSY;
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        int rc = thread_start(sw, sw->worker[i]);
+        if (rc != 0) {
+            threads_join(sw, i);
+            return rc;
+        }
+    }
+    sw->running = true;
+    return 0;
+}
+
+void
+pvs_switch_stop(struct pvs_switch *sw)
+{
+    if (sw->running)
+        threads_join(sw, sw->conf.n_workers);
+    sw->running = false;
+}
+
+int
+pvs_poll_once(struct pvs_switch *sw, uint32_t worker, uint64_t now_ns)
+{
+    if (worker >= sw->conf.n_workers)
+        return -EINVAL;
+    if (sw->running)
+        return -EBUSY;
+    return (int)pvs_worker_round(sw->worker[worker], now_ns);
+}
+
+int
+pvs_wake_fd(const struct pvs_switch *sw)
+{
+    return sw->wake_fd;
+}
+
+void
+pvs_wake_clear(struct pvs_switch *sw)
+{
+    uint64_t drained;
+    (void)!read(sw->wake_fd, &drained, sizeof drained);
+    /* seq_cst: what a worker puts up after it saw `true` is found by the draining that follows this store */
+    atomic_store_explicit(&sw->wake_pending, false, memory_order_seq_cst);
+}
+
+/* ---- commands ---- */
+
+struct pvs_command *
+pvs_command_new(struct pvs_switch *sw, enum pvs_op op, uint32_t extra, int *error)
+{
+    struct pvs_command *command = NULL;
+
+    *error = -EAGAIN;
+    if (sw->in_flight < PVS_COMMANDS) {
+        command = calloc(1, sizeof *command + extra);
+        *error = -ENOMEM;
+    }
+    if (command != NULL)
+        command->op = op;
+    return command;
+}
+
+int64_t
+pvs_command_submit(struct pvs_switch *sw, struct pvs_command *command)
+{
+    uint64_t seq = command->seq = ++sw->next_seq; /* kept: the command may be gone before the loop ends */
+    atomic_init(&command->remaining, sw->conf.n_workers);
+    sw->in_flight++;
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        pvs_mail_put(&sw->worker[i]->mail, command);
+        pvs_worker_ring_bell(sw->worker[i]);
+    }
+    return (int64_t)seq;
+}
+
+int
+pvs_reap(struct pvs_switch *sw, uint64_t *seq, int64_t *result, int max)
+{
+    int n = 0;
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        struct pvs_command *command;
+        while (n < max && (command = pvs_mail_take(&sw->worker[i]->done)) != NULL) {
+            seq[n] = command->seq;
+            result[n++] = command->result;
+            sw->in_flight--;
+            command_finish(command);
+        }
+    }
+    return n;
+}
+
+/* ---- tables ---- */
+
+static int
+tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports,
+            const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
+{
+    for (uint32_t b = 0; b < n_bridges; b++)
+        t->bridge[b] = (struct pvs_bridge_view){ .fdb = bridges[b].fdb,
+                                                 .forward_bpdu = bridges[b].forward_bpdu,
+                                                 .flood_unknown = bridges[b].flood_unknown,
+                                                 .punt_bpdu = bridges[b].punt_bpdu };
+    for (uint32_t p = 0; p < n_ports; p++) {
+        struct pvs_port *port = ports[p].port;
+        struct pvs_port_view *view = &t->port[pvs_ref_index(port->ref)];
+        if (ports[p].bridge >= n_bridges || view->ref != 0)
+            return -EINVAL;
+        *view = (struct pvs_port_view){ .ref = port->ref,
+                                        .mtu = ports[p].mtu,
+                                        .bridge = ports[p].bridge,
+                                        .enabled = ports[p].enabled,
+                                        .carrier = &port->carrier,
+                                        .port = port };
+    }
+    uint16_t *place = t->members;
+    for (uint32_t b = 0; b < n_bridges; b++) {
+        t->bridge[b].member = place;
+        for (uint16_t p = 0; p < PVS_MAX_PORTS; p++)
+            if (t->port[p].ref != 0 && t->port[p].bridge == b && t->port[p].enabled)
+                *place++ = p;
+        t->bridge[b].n_members = (uint16_t)(place - t->bridge[b].member);
+    }
+    return 0;
+}
+
+int64_t
+pvs_publish(struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
+            const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
+{
+    int rc;
+
+    if (n_ports > PVS_MAX_PORTS || n_bridges > PVS_MAX_BRIDGES)
+        return -EINVAL;
+    struct pvs_command *command = pvs_command_new(sw, PVS_OP_PUBLISH, 0, &rc);
+    if (command == NULL)
+        return rc;
+    struct pvs_tables *tables = calloc(1, sizeof *tables);
+    rc = tables == NULL ? -ENOMEM : tables_fill(tables, ports, n_ports, bridges, n_bridges);
+    if (rc != 0) {
+        free(tables);
+        free(command);
+        return rc;
+    }
+    command->publish.tables = tables;
+    command->publish.old = sw->tables;
+    sw->tables = tables;
+    return pvs_command_submit(sw, command);
+}
+
+/* ---- what comes up ---- */
+
+int
+pvs_event_next(struct pvs_switch *sw, struct pvs_event *event)
+{
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        uint32_t len;
+        const uint8_t *record = pvs_spool_peek(&sw->worker[i]->events, &len);
+        if (record != NULL) {
+            memcpy(event, record, sizeof *event);
+            pvs_spool_drop(&sw->worker[i]->events, len);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+int
+pvs_punt_next(struct pvs_switch *sw, struct pvs_punt *punt, uint8_t *frame, uint32_t cap)
+{
+    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+        uint32_t len;
+        const uint8_t *record = pvs_spool_peek(&sw->worker[i]->punts, &len);
+        if (record == NULL)
+            continue;
+        memcpy(punt, record, sizeof *punt);
+        if (punt->len > cap)
+            return -EMSGSIZE;
+        memcpy(frame, record + sizeof *punt, punt->len);
+        pvs_spool_drop(&sw->worker[i]->punts, len);
+        return (int)punt->len;
+    }
+    return 0;
+}
+
+uint64_t
+pvs_lost(const struct pvs_switch *sw, uint32_t which)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < sw->conf.n_workers && which <= PVS_PUNT_REASONS; i++)
+        sum += atomic_load_explicit(which == 0 ? &sw->worker[i]->lost_events : &sw->worker[i]->lost_punts[which - 1],
+                                    memory_order_relaxed);
+    return sum;
+}
+
+int
+pvs_worker_perf(const struct pvs_switch *sw, uint32_t worker, struct pvs_perf *out)
+{
+    if (worker >= sw->conf.n_workers)
+        return -EINVAL;
+    const struct pvs_worker *w = sw->worker[worker];
+    const struct pvs_worker_perf *p = &w->perf;
+    uint64_t ns = pvs_clock_ns() - w->start_ns, cycles = pvs_cycles() - w->start_cycles;
+
+    *out = (struct pvs_perf){
+        .busy_cycles = atomic_load_explicit(&p->busy_cycles, memory_order_relaxed),
+        .idle_cycles = atomic_load_explicit(&p->idle_cycles, memory_order_relaxed),
+        .packets = atomic_load_explicit(&p->packets, memory_order_relaxed),
+        .loops = atomic_load_explicit(&p->loops, memory_order_relaxed),
+        .sleeps = atomic_load_explicit(&p->sleeps, memory_order_relaxed),
+        .total_cycles = cycles,
+        .learn_skipped = atomic_load_explicit(&p->learn_skipped, memory_order_relaxed),
+        .cycles_per_second = ns == 0 ? 0 : (uint64_t)((double)cycles * 1e9 / (double)ns),
+        .sleeping = atomic_load_explicit(&w->sleeping, memory_order_relaxed),
+    };
+    for (int i = 0; i < 33; i++)
+        out->burst_histogram[i] = atomic_load_explicit(&p->burst_histogram[i], memory_order_relaxed);
+    return 0;
+}

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* virtqueue_split.c - see virtqueue_split.h for how it works and who may call it. */
+#include "virtqueue_split.h"
+
+#include <errno.h>
+
+static bool
+feature(const struct pvs_ring_conf *conf, int bit)
+{
+    return (conf->features >> bit & 1) != 0;
+}
+
+int
+pvs_split_attach(struct pvs_vq *vq, const struct pvs_memory *memory, const struct pvs_ring_conf *conf)
+{
+    uint32_t num = conf->num;
+
+    if (num == 0 || num > 32768 || (num & (num - 1)) != 0)
+        return -EINVAL;
+    /* the alignments that virtio 1.2, 2.7 demands */
+    if (conf->desc_uva % 16 != 0 || conf->avail_uva % 2 != 0 || conf->used_uva % 4 != 0)
+        return -EINVAL;
+    bool event_idx = feature(conf, VIRTIO_F_EVENT_IDX);
+    uint64_t event = event_idx ? 2 : 0;
+    void *desc = memory != NULL ? pvs_memory_from_uva(memory, conf->desc_uva, 16ULL * num) : NULL;
+    void *avail = memory != NULL ? pvs_memory_from_uva(memory, conf->avail_uva, 4 + 2ULL * num + event) : NULL;
+    void *used = memory != NULL ? pvs_memory_from_uva(memory, conf->used_uva, 4 + 8ULL * num + event) : NULL;
+    if (desc == NULL || avail == NULL || used == NULL)
+        return -EFAULT;
+    /* guest memory is mapped page aligned, but a region's offset in its file need not be */
+    if ((uintptr_t)desc % 8 != 0 || (uintptr_t)avail % 2 != 0 || (uintptr_t)used % 4 != 0)
+        return -EINVAL;
+
+    bool mrg = feature(conf, VIRTIO_NET_F_MRG_RXBUF);
+    *vq = (struct pvs_vq){
+        .desc = desc,
+        .avail = avail,
+        .used = used,
+        .memory = memory,
+        .num = num,
+        .mask = (uint16_t)(num - 1),
+        .event_idx = event_idx,
+        .indirect = feature(conf, VIRTIO_F_INDIRECT_DESC),
+        .mrg_rxbuf = mrg,
+        .header_len = mrg || feature(conf, VIRTIO_F_VERSION_1) ? sizeof(struct virtio_net_hdr) : VIRTIO_NET_HDR_LEGACY,
+    };
+    vq->used_event = &vq->avail->ring[num];
+    vq->avail_event = (_Atomic uint16_t *)(void *)&vq->used->ring[num];
+    /*
+     * We complete rings in order and hold nothing past a burst, so what the guest has been given back is what was taken:
+     * used->idx is the truth. The base that a front end sends is the same number, or stale after a switch that died
+     * between taking and giving; those chains are then simply taken again.
+     */
+    uint16_t used_idx = atomic_load_explicit(&vq->used->idx, memory_order_relaxed);
+    vq->next_avail = vq->seen_avail = vq->next_used = vq->published_used = used_idx;
+    return 0;
+}
+
+uint32_t
+pvs_split_available(struct pvs_vq *vq, enum pvs_broken *broken)
+{
+    /* acquire: pairs with the guest's release, so that ring entries and descriptors behind the index are visible */
+    vq->seen_avail = atomic_load_explicit(&vq->avail->idx, memory_order_acquire);
+    uint16_t n = (uint16_t)(vq->seen_avail - vq->next_avail);
+    if (n > vq->num) {
+        *broken = PVS_BROKEN_AVAIL_JUMP;
+        return 0;
+    }
+    return n;
+}
+
+/* The guest may rewrite a descriptor while we look: volatile makes each of its words one read. */
+struct desc_words {
+    uint64_t addr, rest;
+} __attribute__((packed, may_alias));
+
+static inline struct vring_desc
+desc_read(const void *table, uint32_t i)
+{
+    const volatile struct desc_words *w = (const volatile struct desc_words *)table + i;
+    uint64_t addr = w->addr, rest = w->rest;
+    return (struct vring_desc){
+        .addr = addr,
+        .len = (uint32_t)rest,
+        .flags = (uint16_t)(rest >> 32),
+        .next = (uint16_t)(rest >> 48),
+    };
+}
+
+/* A table of descriptors being walked: the ring's own, or an indirect one. */
+struct table {
+    const void *base;
+    uint32_t size;
+    bool indirect;
+};
+
+/* Check an indirect descriptor and turn `table` to what it points to (virtio 1.2, 2.7.5.3). WRITE on it is ignored. */
+static enum pvs_broken
+enter_indirect(struct pvs_vq *vq, const struct vring_desc *d, struct table *table)
+{
+    struct pvs_seg seg;
+
+    if (!vq->indirect || table->indirect)
+        return PVS_BROKEN_INDIRECT_REFUSED;
+    if (d->flags & VRING_DESC_F_NEXT)
+        return PVS_BROKEN_INDIRECT_NEXT;
+    if (d->len == 0 || d->len % sizeof *d != 0 || d->len / sizeof *d > vq->num)
+        return PVS_BROKEN_INDIRECT_SIZE;
+    if (pvs_memory_translate(vq->memory, d->addr, d->len, &vq->region_hint, &seg, 1) != 1)
+        return PVS_BROKEN_INDIRECT_ADDRESS;
+    *table = (struct table){ .base = seg.base, .size = d->len / (uint32_t)sizeof *d, .indirect = true };
+    return PVS_BROKEN_NONE;
+}
+
+enum pvs_broken
+pvs_split_chain(struct pvs_vq *vq, uint16_t head, bool writable, struct pvs_seg *seg, uint32_t cap,
+                struct pvs_chain *chain)
+{
+    struct table table = { .base = vq->desc, .size = vq->num, .indirect = false };
+    uint32_t i = head;
+
+    *chain = (struct pvs_chain){ .head = head };
+    if (i >= vq->num)
+        return PVS_BROKEN_HEAD_RANGE;
+    for (uint32_t walked = 0;;) {
+        struct vring_desc d = desc_read(table.base, i);
+        if (++walked > vq->num)
+            return PVS_BROKEN_CHAIN_LONG;
+        if (d.flags & VRING_DESC_F_INDIRECT) {
+            enum pvs_broken broken = enter_indirect(vq, &d, &table);
+            if (broken != PVS_BROKEN_NONE)
+                return broken;
+            i = 0;
+            continue;
+        }
+        chain->wrong_direction |= ((d.flags & VRING_DESC_F_WRITE) != 0) != writable;
+        if (d.len != 0 && !chain->truncated) {
+            struct pvs_seg part[8];
+            uint32_t n = pvs_memory_translate(vq->memory, d.addr, d.len, &vq->region_hint, part, 8);
+            if (n == 0)
+                return PVS_BROKEN_BAD_ADDRESS;
+            if (n > cap - chain->n) {
+                chain->truncated = true;
+            } else {
+                for (uint32_t k = 0; k < n; k++)
+                    seg[chain->n++] = part[k];
+                chain->len += d.len;
+            }
+        }
+        if (!(d.flags & VRING_DESC_F_NEXT))
+            return PVS_BROKEN_NONE;
+        i = d.next;
+        if (i >= table.size)
+            return PVS_BROKEN_NEXT_RANGE;
+    }
+}
+
+bool
+pvs_split_wants_call(struct pvs_vq *vq)
+{
+    uint16_t now = vq->published_used;
+    bool wanted;
+
+    if (vq->event_idx) {
+        uint16_t event = atomic_load_explicit(vq->used_event, memory_order_relaxed);
+        /* vring_need_event of virtio 1.2, 2.7.7.2: did the index pass `event` since the last call? */
+        wanted = !vq->signalled_valid || (uint16_t)(now - event - 1) < (uint16_t)(now - vq->signalled_used);
+        vq->signalled_used = now;
+        vq->signalled_valid = true;
+    } else {
+        wanted = !(atomic_load_explicit(&vq->avail->flags, memory_order_relaxed) & VRING_AVAIL_F_NO_INTERRUPT);
+    }
+    return wanted;
+}
+
+void
+pvs_split_kick_suppress(struct pvs_vq *vq)
+{
+    /* With EVENT_IDX an avail_event that stays behind is silence enough; the flag is for guests without it. */
+    if (!vq->event_idx)
+        atomic_store_explicit(&vq->used->flags, VRING_USED_F_NO_NOTIFY, memory_order_relaxed);
+}
+
+bool
+pvs_split_kick_arm(struct pvs_vq *vq)
+{
+    if (vq->event_idx)
+        atomic_store_explicit(vq->avail_event, vq->next_avail, memory_order_relaxed);
+    else
+        atomic_store_explicit(&vq->used->flags, 0, memory_order_relaxed);
+    /* full fence: our wish for a kick is visible before we look at avail->idx for the last time */
+    atomic_thread_fence(memory_order_seq_cst);
+    return atomic_load_explicit(&vq->avail->idx, memory_order_acquire) != vq->next_avail;
+}

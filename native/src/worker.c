@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* worker.c - see worker.h for how it works and who may call it. */
+#include "worker.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "virtqueue_split.h"
+
+enum { MAX_RINGS = PVS_MAX_PORTS * PVS_MAX_PAIRS * 2 };
+enum { EVENT_SPOOL = 1 << 18, PUNT_SPOOL = 1 << 20, SLAB_BLOCKS = 1024, HELD_PER_PORT = 256 };
+enum { EPOLL_BATCH = 64, MAX_SLEEP_MS = 3600000 };
+/* How often epoll is asked while there is other work: bounds what a kick waits. */
+static const uint64_t KICK_CHECK_NS = 50000;
+/* A busy worker keeps an empty ring in its set much longer: its users pay for latency. */
+static const uint64_t BUSY_POLL_NS = 100000000;
+/* How long a worker sleeps at most while a ring without a kick runs. */
+static const uint64_t KICKLESS_POLL_NS = 1000000;
+
+uint64_t
+pvs_clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
+}
+
+/* ---- the sets ---- */
+
+void
+pvs_ring_activate(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    pvs_split_kick_suppress(&ring->vq);
+    ring->idle_since_ns = w->now_ns;
+    ring->active = true;
+    w->n_kickless += ring->kick_fd < 0;
+    ring->active_at = w->n_active;
+    w->active[w->n_active++] = ring;
+}
+
+void
+pvs_ring_deactivate(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    struct pvs_ring *last = w->active[--w->n_active];
+    w->active[ring->active_at] = last;
+    last->active_at = ring->active_at;
+    ring->active = false;
+    w->n_kickless -= ring->kick_fd < 0;
+}
+
+void
+pvs_ring_touch(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (!ring->touched) {
+        ring->touched = true;
+        w->touched[w->n_touched++] = ring;
+    }
+}
+
+void
+pvs_ring_want_notify(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (!ring->notify) {
+        ring->notify = true;
+        w->notify[w->n_notify++] = ring;
+    }
+}
+
+void
+pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why)
+{
+    struct pvs_port *port = ring->port;
+
+    if (atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
+        return;
+    atomic_store_explicit(&port->broken, why, memory_order_relaxed);
+    atomic_store_explicit(&port->carrier, false, memory_order_relaxed);
+    pvs_event(w, &(struct pvs_event){
+                     .time_ns = w->now_ns, .kind = PVS_EV_BROKEN, .port_ref = port->ref, .detail = why });
+}
+
+/* ---- up to control ---- */
+
+void
+pvs_event(struct pvs_worker *w, const struct pvs_event *event)
+{
+    uint8_t *place = pvs_spool_reserve(&w->events, sizeof *event);
+    if (place == NULL) {
+        pvs_count(&w->lost_events, 1);
+        return;
+    }
+    memcpy(place, event, sizeof *event);
+    pvs_spool_commit(&w->events, sizeof *event);
+    w->wake_control = true;
+}
+
+void
+pvs_punt_frame(struct pvs_worker *w, const struct pvs_frame *frame, uint16_t vid, enum pvs_punt_reason why)
+{
+    struct pvs_punt punt = { .time_ns = w->now_ns,
+                             .port_ref = frame->in_ref,
+                             .len = frame->len,
+                             .vid = vid,
+                             .reason = (uint16_t)why };
+    uint32_t size = (uint32_t)sizeof punt + frame->len;
+    uint8_t *place = NULL;
+
+    if (pvs_allow(&w->punting[why], w->now_s, PVS_PUNT_PER_SECOND))
+        place = pvs_spool_reserve(&w->punts, size);
+    if (place == NULL) {
+        pvs_count(&w->lost_punts[why], 1);
+        return;
+    }
+    struct pvs_seg to = { .base = place + sizeof punt, .len = frame->len };
+    struct pvs_cursor c = { .seg = &to, .n = 1 };
+    memcpy(place, &punt, sizeof punt);
+    pvs_frame_write(frame, &c);
+    pvs_spool_commit(&w->punts, size);
+    w->wake_control = true;
+}
+
+static void
+tell_control(struct pvs_worker *w)
+{
+    if (!w->wake_control)
+        return;
+    w->wake_control = false;
+    /* seq_cst exchange: pairs with pvs_wake_clear, which clears the flag before it drains */
+    if (!atomic_exchange_explicit(w->wake_pending, true, memory_order_seq_cst)) {
+        uint64_t one = 1;
+        (void)!write(w->wake_fd, &one, sizeof one); /* an eventfd that is full is readable as well */
+    }
+}
+
+/* ---- a round ---- */
+
+static uint32_t
+take_mail(struct pvs_worker *w)
+{
+    struct pvs_command *command;
+    uint32_t n = 0;
+    while (n < PVS_BURST && (command = pvs_mail_take(&w->mail)) != NULL) {
+        pvs_command_run(w, command);
+        n++;
+    }
+    return n;
+}
+
+/* Wait for kicks and the bell at most `timeout_ns`, and bring kicked rings into the set. */
+static void
+wait_for_kicks(struct pvs_worker *w, uint64_t timeout_ns)
+{
+    struct epoll_event event[EPOLL_BATCH];
+    uint64_t ms = timeout_ns / 1000000 + (timeout_ns % 1000000 != 0);
+    int n = epoll_wait(w->epoll_fd, event, EPOLL_BATCH, ms > MAX_SLEEP_MS ? MAX_SLEEP_MS : (int)ms);
+
+    for (int i = 0; i < n; i++) {
+        struct pvs_ring *ring = event[i].data.ptr;
+        if (ring == NULL) {
+            uint64_t drained;
+            (void)!read(w->bell_fd, &drained, sizeof drained);
+            continue;
+        }
+        pvs_count(&ring->kicks, 1);
+        if (pvs_ring_is_guest_tx(ring) && !ring->active &&
+            atomic_load_explicit(&ring->running, memory_order_relaxed) &&
+            atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE)
+            pvs_ring_activate(w, ring);
+    }
+}
+
+/* Show the receivers of a burst what they got. */
+static void
+publish_touched(struct pvs_worker *w)
+{
+    for (uint32_t i = 0; i < w->n_touched; i++) {
+        struct pvs_ring *ring = w->touched[i];
+        ring->touched = false;
+        pvs_split_publish(&ring->vq);
+        pvs_ring_want_notify(w, ring);
+        if (atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
+            pvs_ring_broken(w, ring, PVS_BROKEN_MEMORY_LOST);
+    }
+    w->n_touched = 0;
+}
+
+/* A ring that its front end has disabled is drained, so that the guest doesn't hang on a full one. */
+static uint32_t
+discard(struct pvs_worker *w, struct pvs_ring *ring, uint32_t n)
+{
+    struct pvs_counters *c = ring->port->counters[w->index];
+    for (uint32_t i = 0; i < n; i++)
+        pvs_count(&c->rx_drop[w->burst.frame[i].malformed ? PVS_DROP_malformed : PVS_DROP_queue_disabled], 1);
+    return n;
+}
+
+/* One burst from one guest. Returns the number of frames taken. */
+static uint32_t
+serve(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    enum pvs_broken broken = PVS_BROKEN_NONE;
+    uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done = 0, spent = 0;
+    uint64_t bytes = 0;
+
+    if (n != 0 && !atomic_load_explicit(&ring->enabled, memory_order_relaxed)) {
+        done = discard(w, ring, n);
+    } else {
+        for (; done < n && spent < PVS_BUDGET; done++) {
+            bytes += w->burst.frame[done].len;
+            spent += pvs_forward(w, &w->burst.frame[done]);
+        }
+    }
+    if (done != 0) {
+        publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
+        pvs_guest_tx_finish(ring, &w->burst, done);
+        pvs_split_publish(&ring->vq);
+        pvs_ring_want_notify(w, ring);
+        pvs_count(&ring->packets, done);
+        pvs_count(&ring->bytes, bytes);
+        pvs_count(&w->perf.packets, done);
+        pvs_count(&w->perf.burst_histogram[done], 1);
+        ring->idle_since_ns = w->now_ns;
+    }
+    if (broken == PVS_BROKEN_NONE && atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
+        broken = PVS_BROKEN_MEMORY_LOST;
+    if (broken != PVS_BROKEN_NONE)
+        pvs_ring_broken(w, ring, broken);
+    return done;
+}
+
+/* An empty ring leaves the set once its kick is armed, unless it has none or something came meanwhile. */
+static void
+maybe_rest(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (w->now_ns - ring->idle_since_ns < w->poll_ns || ring->kick_fd < 0)
+        return;
+    if (pvs_split_kick_arm(&ring->vq))
+        pvs_split_kick_suppress(&ring->vq);
+    else
+        pvs_ring_deactivate(w, ring);
+}
+
+static void
+call_guests(struct pvs_worker *w)
+{
+    if (w->n_notify == 0)
+        return;
+    /* full fence, one for all: the used indices are visible before the guests' event indices and flags are read */
+    atomic_thread_fence(memory_order_seq_cst);
+    for (uint32_t i = 0; i < w->n_notify; i++) {
+        struct pvs_ring *ring = w->notify[i];
+        ring->notify = false;
+        if (!atomic_load_explicit(&ring->running, memory_order_relaxed))
+            continue;
+        bool wanted = pvs_split_wants_call(&ring->vq) || ring->call_owed;
+        ring->call_owed = false;
+        pvs_count(wanted ? &ring->notifications : &ring->notifications_suppressed, 1);
+        if (wanted && ring->call_fd >= 0) {
+            uint64_t one = 1;
+            (void)!write(ring->call_fd, &one, sizeof one); /* EAGAIN: the guest has a call waiting already */
+        }
+    }
+    w->n_notify = 0;
+}
+
+uint32_t
+pvs_worker_round(struct pvs_worker *w, uint64_t now_ns)
+{
+    w->now_ns = now_ns;
+    w->now_s = (uint32_t)(now_ns / 1000000000ULL);
+    if (now_ns - w->kicks_seen_ns >= KICK_CHECK_NS) {
+        w->kicks_seen_ns = now_ns;
+        wait_for_kicks(w, 0);
+    }
+    uint32_t work = take_mail(w);
+    publish_touched(w); /* what an injected frame left */
+    for (uint32_t i = 0; i < w->n_active;) {
+        struct pvs_ring *ring = w->active[i];
+        uint32_t n = 0;
+        if (atomic_load_explicit(&ring->port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
+            pvs_ring_deactivate(w, ring);
+        else if ((n = serve(w, ring)) == 0)
+            maybe_rest(w, ring);
+        work += n;
+        if (i < w->n_active && w->active[i] == ring)
+            i++; /* otherwise the last ring has taken this place */
+    }
+    work += pvs_wheel_run(&w->wheel, now_ns);
+    publish_touched(w);
+    call_guests(w);
+    tell_control(w);
+    return work;
+}
+
+/* ---- the thread ---- */
+
+static void
+sleep_until_needed(struct pvs_worker *w)
+{
+    uint64_t timeout = UINT64_MAX, next = pvs_wheel_next(&w->wheel);
+
+    if (next != UINT64_MAX)
+        timeout = next > w->now_ns ? next - w->now_ns : 0;
+    if (w->n_kickless != 0 && timeout > KICKLESS_POLL_NS)
+        timeout = KICKLESS_POLL_NS;
+    atomic_store_explicit(&w->sleeping, true, memory_order_relaxed);
+    /* full fence: who puts mail in does so, fences, and looks at `sleeping`; we do the reverse */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (!pvs_mail_waiting(&w->mail) && !atomic_load_explicit(&w->stop, memory_order_relaxed)) {
+        pvs_count(&w->perf.sleeps, 1);
+        wait_for_kicks(w, timeout);
+    }
+    atomic_store_explicit(&w->sleeping, false, memory_order_relaxed);
+}
+
+/* With kickless rings the set is never empty: they are looked at each time the sleep ends. */
+static bool
+may_sleep(const struct pvs_worker *w)
+{
+    return w->polling != PVS_POLL_BUSY && w->n_active <= w->n_kickless;
+}
+
+void *
+pvs_worker_run(void *arg)
+{
+    struct pvs_worker *w = arg;
+    uint64_t before = pvs_cycles();
+
+    while (!atomic_load_explicit(&w->stop, memory_order_relaxed)) {
+        uint32_t work = pvs_worker_round(w, pvs_clock_ns());
+        uint64_t after = pvs_cycles();
+        pvs_count(work != 0 ? &w->perf.busy_cycles : &w->perf.idle_cycles, after - before);
+        pvs_count(&w->perf.loops, 1);
+        before = after;
+        if (work == 0 && may_sleep(w)) {
+            sleep_until_needed(w);
+            before = pvs_cycles(); /* sleeping is neither busy nor idle */
+        }
+    }
+    return NULL;
+}
+
+void
+pvs_worker_ring_bell(struct pvs_worker *w)
+{
+    /* full fence: the mail is visible before we look whether the worker sleeps */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&w->sleeping, memory_order_relaxed)) {
+        uint64_t one = 1;
+        (void)!write(w->bell_fd, &one, sizeof one);
+    }
+}
+
+/* ---- life ---- */
+
+int
+pvs_worker_init(struct pvs_worker *w, struct pvs_switch *sw, uint32_t index, const struct pvs_switch_conf *conf,
+                int wake_fd, _Atomic bool *wake_pending)
+{
+    w->sw = sw;
+    w->index = index;
+    w->polling = (enum pvs_polling)conf->polling;
+    w->poll_ns = conf->polling == PVS_POLL_ADAPTIVE ? conf->poll_us * 1000ULL
+                 : conf->polling == PVS_POLL_BUSY   ? BUSY_POLL_NS
+                                                    : 0;
+    w->wake_fd = wake_fd;
+    w->wake_pending = wake_pending;
+    w->start_cycles = pvs_cycles();
+    w->start_ns = pvs_clock_ns();
+    pvs_wheel_init(&w->wheel, 0);
+    w->bell_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (w->bell_fd < 0 || w->epoll_fd < 0)
+        return -errno;
+    struct epoll_event bell = { .events = EPOLLIN };
+    if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->bell_fd, &bell) != 0)
+        return -errno;
+    w->active = calloc(MAX_RINGS, sizeof(struct pvs_ring *));
+    w->touched = calloc(MAX_RINGS, sizeof(struct pvs_ring *));
+    w->notify = calloc(MAX_RINGS, sizeof(struct pvs_ring *));
+    if (w->active == NULL || w->touched == NULL || w->notify == NULL)
+        return -ENOMEM;
+    int rc = pvs_slab_init(&w->slab, SLAB_BLOCKS, HELD_PER_PORT);
+    if (rc == 0)
+        rc = pvs_spool_init(&w->events, EVENT_SPOOL);
+    if (rc == 0)
+        rc = pvs_spool_init(&w->punts, PUNT_SPOOL);
+    return rc;
+}
+
+void
+pvs_worker_fini(struct pvs_worker *w)
+{
+    if (w->bell_fd >= 0)
+        close(w->bell_fd);
+    if (w->epoll_fd >= 0)
+        close(w->epoll_fd);
+    free(w->active);
+    free(w->touched);
+    free(w->notify);
+    pvs_slab_fini(&w->slab);
+    pvs_spool_fini(&w->events);
+    pvs_spool_fini(&w->punts);
+}

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * worker.h - one poll thread's world.
+ *
+ * How it works: a round (pvs_worker_round) takes the mail, looks at kicks now and then, serves each ring of the active
+ * set for one burst, fires timers, and asks once, after one fence, which guests want a call. A ring that has been empty
+ * for the polling time leaves the active set with its kick armed; the kick brings it back. When the set is empty and
+ * nothing else waits, pvs_worker_sleep blocks in epoll. Kicks are watched edge-triggered and never read.
+ *
+ * Who may call: the thread that drives this worker; other threads only touch `mail`, `sleeping` and `bell`.
+ */
+#ifndef PVS_WORKER_H
+#define PVS_WORKER_H
+
+#include <pthread.h>
+
+#include "channel.h"
+#include "command.h"
+#include "hold.h"
+
+/* Bytes times copies (and 64 for each segment) that one ring may cost in one turn before the others have theirs. */
+enum { PVS_BUDGET = 512 * 1024 };
+
+/* New or moved addresses that one port may have learned in a second. */
+enum { PVS_LEARN_PER_SECOND = 8192 };
+
+/* Frames of one reason that may be punted in a second. */
+enum { PVS_PUNT_PER_SECOND = 1000 };
+
+/* What is left of a budget in the current second. */
+struct pvs_allowance {
+    uint32_t second, used;
+};
+
+struct pvs_worker_perf {
+    _Atomic uint64_t busy_cycles, idle_cycles, packets, loops, sleeps, learn_skipped;
+    _Atomic uint64_t burst_histogram[33];
+};
+
+struct pvs_worker {
+    struct pvs_switch *sw;
+    uint32_t index;
+    enum pvs_polling polling;
+    uint64_t poll_ns;
+    int epoll_fd, bell_fd;              /* bell_fd: an eventfd that wakes the worker for its mail */
+    int wake_fd;                        /* the switch's: tells control that something waits */
+    _Atomic bool *wake_pending;
+    _Atomic bool sleeping, stop;
+    pthread_t thread;
+
+    const struct pvs_tables *tables;
+    uint64_t now_ns;
+    uint32_t now_s;
+    uint64_t kicks_seen_ns;             /* when epoll was last asked */
+    uint32_t n_active, n_kickless;      /* rings in the set; those of them that have no kick */
+    uint32_t n_touched, n_notify;
+    struct pvs_ring **active, **touched, **notify;
+    bool wake_control;
+
+    struct pvs_burst burst;
+    struct pvs_verdict verdict;
+    struct pvs_seg scratch[PVS_MAX_SEGS];
+    struct pvs_wheel wheel;
+    struct pvs_slab slab;
+    struct pvs_allowance learning[PVS_MAX_PORTS];
+    struct pvs_allowance punting[PVS_PUNT_REASONS];
+    struct pvs_worker_perf perf;
+    uint64_t start_cycles, start_ns;
+
+    struct pvs_mail mail, done;
+    struct pvs_spool events, punts;
+    _Atomic uint64_t lost_events, lost_punts[PVS_PUNT_REASONS];
+};
+
+int pvs_worker_init(struct pvs_worker *worker, struct pvs_switch *sw, uint32_t index,
+                    const struct pvs_switch_conf *conf, int wake_fd, _Atomic bool *wake_pending);
+void pvs_worker_fini(struct pvs_worker *worker);
+
+/* One round; returns how many frames, commands and timers it handled. */
+uint32_t pvs_worker_round(struct pvs_worker *worker, uint64_t now_ns);
+/* The thread body: rounds, and sleep between them. `worker` is a struct pvs_worker. */
+void *pvs_worker_run(void *worker);
+/* Wake it if it sleeps. Called by control after it has put something into the mail (or set `stop`). */
+void pvs_worker_ring_bell(struct pvs_worker *worker);
+
+/* ---- between worker.c, forward.c and commands.c ---- */
+
+/* Decide on a parsed frame and carry the verdict out. Returns what it cost of the budget. */
+uint32_t pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame);
+/* Deliver one copy and count it. */
+void pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame);
+void pvs_command_run(struct pvs_worker *worker, struct pvs_command *command);
+void pvs_ring_activate(struct pvs_worker *worker, struct pvs_ring *ring);
+void pvs_ring_deactivate(struct pvs_worker *worker, struct pvs_ring *ring);
+/* Latch the ring's port broken, tell control, and stop serving it. */
+void pvs_ring_broken(struct pvs_worker *worker, struct pvs_ring *ring, enum pvs_broken why);
+void pvs_carrier_update(struct pvs_port *port);
+/* Put the ring on the list of those to publish, or to notify, at the end. */
+void pvs_ring_touch(struct pvs_worker *worker, struct pvs_ring *ring);
+void pvs_ring_want_notify(struct pvs_worker *worker, struct pvs_ring *ring);
+void pvs_event(struct pvs_worker *worker, const struct pvs_event *event);
+void pvs_punt_frame(struct pvs_worker *worker, const struct pvs_frame *frame, uint16_t vid, enum pvs_punt_reason why);
+/* Take one from an allowance of `limit` a second. */
+bool pvs_allow(struct pvs_allowance *allowance, uint32_t now_s, uint32_t limit);
+
+static inline uint64_t
+pvs_cycles(void)
+{
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    uint64_t t;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(t));
+    return t;
+#else
+    return 0;
+#endif
+}
+
+uint64_t pvs_clock_ns(void);
+
+#endif
