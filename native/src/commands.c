@@ -42,6 +42,7 @@ ring_start(struct pvs_worker *w, struct pvs_ring *ring)
 static int64_t
 ring_stop(struct pvs_worker *w, struct pvs_ring *ring)
 {
+    pvs_worker_flush(w); /* what an earlier command of this round gave must be shown while the ring is still ours */
     if (ring->active)
         pvs_ring_deactivate(w, ring);
     if (ring->kick_fd >= 0)
@@ -83,6 +84,8 @@ inject(struct pvs_worker *w, struct pvs_command *command)
     frame->injected = true;
     if (!pvs_parse(frame))
         return -EINVAL;
+    if (!view->enabled)
+        return -ENETDOWN;
     if (command->inject.direction == PVS_INGRESS)
         pvs_forward(w, frame);
     else

@@ -144,7 +144,8 @@ static struct found
 find(const struct pvs_fdb *fdb, uint64_t key)
 {
     const struct bucket *b = bucket_of(fdb, key);
-    for (;;) {
+    /* bounded: a writer that was preempted half-way must not stop a worker; the address is unknown for that long */
+    for (int attempt = 0; attempt < 1000; attempt++) {
         uint32_t seq = atomic_load_explicit(&b->seq, memory_order_acquire);
         struct found f = chain_scan(fdb, b, key);
         /* acquire fence: the chain was read before the number is looked at again */
@@ -152,6 +153,7 @@ find(const struct pvs_fdb *fdb, uint64_t key)
         if (!(seq & 1) && atomic_load_explicit(&b->seq, memory_order_relaxed) == seq)
             return f;
     }
+    return (struct found){ .index = NIL };
 }
 
 struct pvs_fdb_hit
@@ -292,6 +294,11 @@ pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref
 
     if (f.index != NIL && (f.is_static || (f.port_ref == port_ref && f.stamp == now_s)))
         return PVS_LEARN_NOTHING;
+    if (f.index != NIL && f.port_ref == port_ref && !too_old(fdb, f.stamp, now_s)) {
+        /* a mere refresh takes no lock; should the entry be reused this instant, another address lives a little longer */
+        atomic_store_explicit(&fdb->entry[f.index].stamp, now_s, memory_order_relaxed);
+        return PVS_LEARN_NOTHING;
+    }
     if (!lock_try(fdb))
         return PVS_LEARN_BUSY;
     enum pvs_learned outcome = PVS_LEARN_NOTHING;
@@ -499,17 +506,19 @@ pvs_fdb_dump(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, struct pvs_
 void
 pvs_fdb_copy(struct pvs_fdb *to, struct pvs_fdb *from)
 {
+    /* static entries first: they must fit, dynamic ones may */
     lock_wait(to);
-    for (uint32_t at = 0; at < from->limit; at += SLICE) {
-        lock_wait(from);
-        for (uint32_t i = at; i < from->limit && i < at + SLICE; i++) {
-            struct entry *e = &from->entry[i];
-            uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
-            if (key != 0 && to->free != NIL)
-                entry_insert(to, key, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
-                             atomic_load_explicit(&e->stamp, memory_order_relaxed));
-        }
-        unlock(from);
+    for (uint32_t at = 0; at < 2 * from->limit; at++) {
+        struct entry *e = &from->entry[at % from->limit];
+        uint64_t wanted = at < from->limit ? KEY_STATIC : 0;
+        if (at % SLICE == 0)
+            lock_wait(from);
+        uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
+        if (key != 0 && (key & KEY_STATIC) == wanted && to->free != NIL && find(to, key & ~KEY_STATIC).index == NIL)
+            entry_insert(to, key, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
+                         atomic_load_explicit(&e->stamp, memory_order_relaxed));
+        if (at % SLICE == SLICE - 1 || at + 1 == 2 * from->limit)
+            unlock(from);
     }
     unlock(to);
 }

@@ -111,7 +111,8 @@ pvs_forward(struct pvs_worker *w, struct pvs_frame *frame)
     if (v->learn)
         learn(w, frame, v);
     if (v->drop != PVS_DROP_none) {
-        pvs_count(&c->rx_drop[v->drop], 1);
+        if (!frame->injected)
+            pvs_count(&c->rx_drop[v->drop], 1);
         return 1;
     }
     for (uint32_t i = 0; i < v->n_egress; i++) {

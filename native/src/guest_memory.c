@@ -15,72 +15,105 @@
 
 /*
  * The registry that the signal handler searches: chunks of slots that are never freed. A slot is free while `region` is
- * NULL. The handler may run on a worker at any moment, but only for an address inside a region that this worker is
- * using, and such a region can't be unregistered: so what it finds is alive.
+ * NULL. The handler may run on a worker at any moment, so it reads slots only, under a sequence number that a writer
+ * makes odd, and touches no region but the one it looks for: the worker is using that one, so it can't be unmapped.
  */
 enum { SLOTS_PER_CHUNK = 1024 };
 
+struct slot {
+    _Atomic uintptr_t base, len;
+    _Atomic(struct pvs_region *) region;
+};
+
 struct chunk {
-    _Atomic(struct pvs_region *) region[SLOTS_PER_CHUNK];
+    struct slot slot[SLOTS_PER_CHUNK];
     _Atomic(struct chunk *) next;
 };
 
 static struct chunk first_chunk;
+static _Atomic uint32_t registry_seq;
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction previous;
 static bool installed;
 
-/* The registered region that `address` lies in, or NULL. Async-signal-safe. */
 static struct pvs_region *
-registry_find(const void *address)
+registry_scan(uintptr_t address)
 {
     for (struct chunk *c = &first_chunk; c != NULL; c = atomic_load_explicit(&c->next, memory_order_acquire)) {
         for (int i = 0; i < SLOTS_PER_CHUNK; i++) {
-            /* acquire: pairs with the release in registry_add, so that map and map_len are visible */
-            struct pvs_region *r = atomic_load_explicit(&c->region[i], memory_order_acquire);
-            if (r != NULL && (uintptr_t)address - (uintptr_t)r->map < r->map_len)
-                return r;
+            struct slot *s = &c->slot[i];
+            if (address - atomic_load_explicit(&s->base, memory_order_relaxed) <
+                atomic_load_explicit(&s->len, memory_order_relaxed))
+                return atomic_load_explicit(&s->region, memory_order_relaxed);
         }
     }
+    return NULL;
+}
+
+/* The registered region that `address` lies in, or NULL. Async-signal-safe: a writer never faults while it writes. */
+static struct pvs_region *
+registry_find(const void *address)
+{
+    for (;;) {
+        uint32_t seq = atomic_load_explicit(&registry_seq, memory_order_acquire);
+        struct pvs_region *region = registry_scan((uintptr_t)address);
+        /* acquire fence: the slots were read before the number is looked at again */
+        atomic_thread_fence(memory_order_acquire);
+        if (!(seq & 1) && atomic_load_explicit(&registry_seq, memory_order_relaxed) == seq)
+            return region;
+    }
+}
+
+/* Change one slot; the lock is held. */
+static void
+slot_set(struct slot *slot, uintptr_t base, uintptr_t len, struct pvs_region *region)
+{
+    uint32_t seq = atomic_load_explicit(&registry_seq, memory_order_relaxed);
+    atomic_store_explicit(&registry_seq, seq + 1, memory_order_relaxed);
+    /* release fence: the odd number is visible before the change; the release store below ends it */
+    atomic_thread_fence(memory_order_release);
+    atomic_store_explicit(&slot->base, base, memory_order_relaxed);
+    atomic_store_explicit(&slot->len, len, memory_order_relaxed);
+    atomic_store_explicit(&slot->region, region, memory_order_relaxed);
+    atomic_store_explicit(&registry_seq, seq + 2, memory_order_release);
+}
+
+/* The slot that holds `region` (NULL: a free one), or NULL; the lock is held. */
+static struct slot *
+slot_of(const struct pvs_region *region)
+{
+    for (struct chunk *c = &first_chunk; c != NULL; c = atomic_load_explicit(&c->next, memory_order_relaxed))
+        for (int i = 0; i < SLOTS_PER_CHUNK; i++)
+            if (atomic_load_explicit(&c->slot[i].region, memory_order_relaxed) == region)
+                return &c->slot[i];
     return NULL;
 }
 
 static int
 registry_add(struct pvs_region *region)
 {
-    int rc = 0;
     pthread_mutex_lock(&registry_lock);
-    for (struct chunk *c = &first_chunk;;) {
-        for (int i = 0; i < SLOTS_PER_CHUNK; i++) {
-            if (atomic_load_explicit(&c->region[i], memory_order_relaxed) == NULL) {
-                atomic_store_explicit(&c->region[i], region, memory_order_release);
-                goto done;
-            }
+    struct slot *slot = slot_of(NULL);
+    if (slot == NULL) {
+        struct chunk *fresh = calloc(1, sizeof *fresh), *last = &first_chunk, *next;
+        while ((next = atomic_load_explicit(&last->next, memory_order_relaxed)) != NULL)
+            last = next;
+        if (fresh != NULL) {
+            atomic_store_explicit(&last->next, fresh, memory_order_release);
+            slot = &fresh->slot[0];
         }
-        struct chunk *next = atomic_load_explicit(&c->next, memory_order_relaxed);
-        if (next == NULL) {
-            next = calloc(1, sizeof *next);
-            if (next == NULL) {
-                rc = -ENOMEM;
-                goto done;
-            }
-            atomic_store_explicit(&c->next, next, memory_order_release);
-        }
-        c = next;
     }
-done:
+    if (slot != NULL)
+        slot_set(slot, (uintptr_t)region->map, region->map_len, region);
     pthread_mutex_unlock(&registry_lock);
-    return rc;
+    return slot != NULL ? 0 : -ENOMEM;
 }
 
 static void
 registry_remove(const struct pvs_region *region)
 {
     pthread_mutex_lock(&registry_lock);
-    for (struct chunk *c = &first_chunk; c != NULL; c = atomic_load_explicit(&c->next, memory_order_relaxed))
-        for (int i = 0; i < SLOTS_PER_CHUNK; i++)
-            if (atomic_load_explicit(&c->region[i], memory_order_relaxed) == region)
-                atomic_store_explicit(&c->region[i], NULL, memory_order_release);
+    slot_set(slot_of(region), 0, 0, NULL);
     pthread_mutex_unlock(&registry_lock);
 }
 
@@ -88,7 +121,8 @@ static void
 on_sigbus(int signo, siginfo_t *info, void *context)
 {
     int saved_errno = errno;
-    struct pvs_region *region = registry_find(info->si_addr);
+    /* si_code <= 0: sent by a process, there is no address */
+    struct pvs_region *region = info->si_code > 0 ? registry_find(info->si_addr) : NULL;
     if (region != NULL && mmap(region->map, region->map_len, PROT_READ | PROT_WRITE,
                                MAP_FIXED | MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE, -1, 0) != MAP_FAILED) {
         /* relaxed: the same thread reads the latch after its burst; other readers only need it soon */
@@ -102,9 +136,10 @@ on_sigbus(int signo, siginfo_t *info, void *context)
         previous.sa_sigaction(signo, info, context);
     } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
         previous.sa_handler(signo);
-    } else {
-        /* nobody else wants it: the access faults again and the default action ends the process */
+    } else if (previous.sa_handler == SIG_DFL || info->si_code > 0) {
+        /* nobody else wants it: the default action, which ends the process, also for a fault that was to be ignored */
         signal(SIGBUS, SIG_DFL);
+        raise(SIGBUS);
     }
 }
 

@@ -77,8 +77,7 @@ pvs_memory_find(const struct pvs_memory *memory, uint64_t gpa, uint32_t hint)
 
 /*
  * Translate [gpa, gpa + len) into at most `cap` segments, one for each region it crosses.
- * Returns how many, 0 when a part isn't mapped or `cap` is too small. The unsigned differences make u64 wrap harmless:
- * a range that wraps runs out of regions first.
+ * Returns how many; 0 when a part isn't mapped; more than `cap` when that was too small.
  */
 static inline uint32_t
 pvs_memory_translate(const struct pvs_memory *memory, uint64_t gpa, uint32_t len, uint32_t *hint, struct pvs_seg *seg,
@@ -87,8 +86,10 @@ pvs_memory_translate(const struct pvs_memory *memory, uint64_t gpa, uint32_t len
     uint32_t n = 0;
     while (len != 0) {
         uint32_t r = pvs_memory_find(memory, gpa, *hint);
-        if (r == memory->n || n == cap)
+        if (r == memory->n)
             return 0;
+        if (n == cap)
+            return cap + 1;
         const struct pvs_span *span = &memory->spans[r];
         uint64_t room = span->size - (gpa - span->gpa);
         uint32_t part = room < len ? (uint32_t)room : len;

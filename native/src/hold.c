@@ -18,13 +18,13 @@ void
 pvs_wheel_set(struct pvs_wheel *wheel, struct pvs_timer *timer, uint64_t at_ns)
 {
     /* round up: a timer never fires early; what is past fires at the next run */
-    uint64_t tick = (at_ns + (1ULL << PVS_WHEEL_SHIFT) - 1) >> PVS_WHEEL_SHIFT;
+    uint64_t tick = (at_ns >> PVS_WHEEL_SHIFT) + ((at_ns & ((1ULL << PVS_WHEEL_SHIFT) - 1)) != 0);
     if (tick < wheel->tick)
         tick = wheel->tick;
     struct pvs_timer **slot = &wheel->slot[tick % PVS_WHEEL_SLOTS];
 
     pvs_wheel_cancel(wheel, timer);
-    timer->at_ns = tick << PVS_WHEEL_SHIFT;
+    timer->at_ns = tick > UINT64_MAX >> PVS_WHEEL_SHIFT ? UINT64_MAX : tick << PVS_WHEEL_SHIFT;
     timer->next = *slot;
     timer->link = slot;
     if (timer->next != NULL)
@@ -160,6 +160,7 @@ pvs_own(struct pvs_slab *slab, const struct pvs_frame *frame, uint32_t port)
     struct pvs_owned *owned = (struct pvs_owned *)(void *)block_take(slab);
     owned->slab = slab;
     owned->blocks = NULL;
+    owned->wheel = NULL;
     owned->port = port;
     owned->timer = (struct pvs_timer){ 0 };
     owned->seg[0] = (struct pvs_seg){ .base = (uint8_t *)(owned + 1), .len = FIRST_ROOM };
@@ -188,6 +189,8 @@ pvs_owned_free(struct pvs_owned *owned)
     struct pvs_slab *slab = owned->slab;
     struct pvs_block *next;
 
+    if (owned->wheel != NULL)
+        pvs_wheel_cancel(owned->wheel, &owned->timer);
     slab->held[owned->port]--;
     for (struct pvs_block *b = owned->blocks; b != NULL; b = next) {
         next = b->next;
@@ -203,6 +206,7 @@ pvs_hold(struct pvs_slab *slab, struct pvs_wheel *wheel, const struct pvs_frame 
     struct pvs_owned *owned = pvs_own(slab, frame, port);
     if (owned != NULL) {
         owned->timer.fire = fire;
+        owned->wheel = wheel;
         pvs_wheel_set(wheel, &owned->timer, at_ns);
     }
     return owned;

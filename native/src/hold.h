@@ -47,6 +47,7 @@ struct pvs_owned {
     struct pvs_frame frame;             /* its tail lies in this frame's own blocks */
     struct pvs_seg seg[PVS_OWNED_SEGS];
     struct pvs_timer timer;
+    struct pvs_wheel *wheel;            /* that the timer is in, if it was held */
     struct pvs_slab *slab;
     struct pvs_block *blocks;           /* beyond the one that holds this struct */
     uint32_t port;                      /* index of the port it is charged to */

@@ -44,7 +44,7 @@ pvs_guest_tx_fetch(struct pvs_ring *ring, struct pvs_burst *burst, enum pvs_brok
     struct pvs_chain chain[PVS_BURST];
     struct pvs_seg *start[PVS_BURST];
     uint16_t head[PVS_BURST];
-    uint32_t n = pvs_split_available(vq, broken), used = 0;
+    uint32_t n = pvs_split_available(vq, broken), used = 0, walked = 0;
 
     if (n == 0)
         return 0;
@@ -65,6 +65,9 @@ pvs_guest_tx_fetch(struct pvs_ring *ring, struct pvs_burst *burst, enum pvs_brok
             break;
         }
         used += chain[i].n;
+        walked += chain[i].walked;
+        if (walked > PVS_ARENA)
+            n = i + 1; /* descriptors cost time even when they carry nothing: the rest has its turn later */
         if (chain[i].n != 0)
             __builtin_prefetch(start[i]->base);
     }
@@ -110,11 +113,11 @@ reserve(struct pvs_vq *vq, uint32_t need, struct pvs_seg *seg, struct reservatio
                                   &chain);
         if (*broken == PVS_BROKEN_NONE && chain.wrong_direction)
             *broken = PVS_BROKEN_RX_READABLE;
-        else if (*broken == PVS_BROKEN_NONE && chain.len < vq->header_len)
+        else if (*broken == PVS_BROKEN_NONE && !chain.truncated && chain.len < vq->header_len)
             *broken = PVS_BROKEN_RX_TINY;
         if (*broken != PVS_BROKEN_NONE)
             return PVS_DROP_guest_rx_full;
-        if (!vq->mrg_rxbuf && chain.len < need)
+        if ((!vq->mrg_rxbuf || chain.truncated) && r->room + chain.len < need)
             return PVS_DROP_guest_rx_too_small;
         r->chain[r->n_chain].head = chain.head;
         r->chain[r->n_chain].room = chain.len < need ? (uint32_t)chain.len : need;

@@ -24,6 +24,7 @@ struct pvs_ring {
     bool notify;                /* published; whether to call is looked at when the loop ends */
     bool active;                /* in its worker's polled set */
     bool started;               /* control's view: from pvs_ring_start until its stop is reaped */
+    bool stopping;              /* its stop is under way */
     bool call_owed;             /* a new call fd wants one call, whatever the event index says */
     uint32_t active_at;         /* where in that set */
     uint32_t worker;            /* who owns it */
@@ -37,6 +38,7 @@ struct pvs_port {
     struct pvs_switch *sw;
     uint32_t ref;               /* generation << 16 | index */
     uint32_t n_rings;
+    uint32_t in_flight;         /* commands under way that name it; control only */
     struct pvs_memory *memory;
     _Atomic bool memory_lost;   /* set by the SIGBUS handler */
     _Atomic bool carrier;       /* a receive ring runs and is enabled */

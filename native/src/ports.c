@@ -46,16 +46,24 @@ pvs_port_create(struct pvs_switch *sw, uint32_t pairs, struct pvs_port **out)
     return 0;
 }
 
+static bool
+any_started(const struct pvs_port *port)
+{
+    for (uint32_t i = 0; i < port->n_rings; i++)
+        if (port->ring[i].started)
+            return true;
+    return false;
+}
+
 int
 pvs_port_destroy(struct pvs_port *port)
 {
     struct pvs_switch *sw = port->sw;
     uint32_t index = pvs_ref_index(port->ref);
 
-    for (uint32_t i = 0; i < port->n_rings; i++)
-        if (port->ring[i].started)
-            return -EBUSY;
-    if (sw->tables != NULL && sw->tables->port[index].ref == port->ref)
+    if (any_started(port) || port->in_flight != 0 || sw->publishing != 0)
+        return -EBUSY;
+    if (sw->tables->port[index].ref == port->ref)
         return -EBUSY;
     pvs_memory_destroy(port->memory);
     for (uint32_t i = 0; i < sw->conf.n_workers; i++)
@@ -82,15 +90,6 @@ pvs_region_map(struct pvs_port *port, int fd, uint64_t gpa, uint64_t size, uint6
                struct pvs_region **out)
 {
     return pvs_region_create(&port->memory_lost, fd, gpa, size, uva, offset, out);
-}
-
-static bool
-any_started(const struct pvs_port *port)
-{
-    for (uint32_t i = 0; i < port->n_rings; i++)
-        if (port->ring[i].started)
-            return true;
-    return false;
 }
 
 int
@@ -127,6 +126,7 @@ ring_command(struct pvs_port *port, enum pvs_op op, uint32_t ring, bool enabled,
     command->ring.ring = &port->ring[ring];
     command->ring.enabled = enabled;
     command->ring.call_fd = call_fd;
+    port->in_flight++;
     return pvs_command_submit(port->sw, command);
 }
 
@@ -161,7 +161,11 @@ pvs_ring_stop(struct pvs_port *port, uint32_t index)
 {
     if (index >= port->n_rings || !port->ring[index].started)
         return -EINVAL;
-    return ring_command(port, PVS_OP_RING_STOP, index, false, -1);
+    if (port->ring[index].stopping)
+        return -EALREADY;
+    int64_t seq = ring_command(port, PVS_OP_RING_STOP, index, false, -1);
+    port->ring[index].stopping = seq >= 0;
+    return seq;
 }
 
 int64_t

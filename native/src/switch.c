@@ -59,12 +59,30 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
 
 /* A command has come back: record what has become true, and free what it replaced. */
 static void
-command_finish(struct pvs_command *command)
+command_finish(struct pvs_switch *sw, struct pvs_command *command)
 {
-    if (command->op == PVS_OP_PUBLISH)
+    struct pvs_ring *ring = command->ring.ring;
+
+    switch (command->op) {
+    case PVS_OP_PUBLISH:
+        sw->publishing--;
         free(command->publish.old);
-    else if (command->op == PVS_OP_RING_STOP || (command->op == PVS_OP_RING_START && command->result < 0))
-        command->ring.ring->started = false;
+        break;
+    case PVS_OP_RING_STOP:
+        ring->started = ring->stopping = false;
+        ring->port->in_flight--;
+        break;
+    case PVS_OP_RING_START:
+        ring->started = command->result >= 0;
+        ring->port->in_flight--;
+        break;
+    case PVS_OP_RING_ENABLE:
+    case PVS_OP_RING_CALL:
+        ring->port->in_flight--;
+        break;
+    case PVS_OP_INJECT:
+        break;
+    }
     free(command);
 }
 
@@ -86,7 +104,7 @@ pvs_switch_destroy(struct pvs_switch *sw)
         if (w == NULL)
             continue;
         while ((command = pvs_mail_take(&w->done)) != NULL)
-            command_finish(command);
+            command_finish(sw, command);
         pvs_worker_fini(w);
         free(w);
     }
@@ -192,8 +210,8 @@ pvs_wake_clear(struct pvs_switch *sw)
 {
     uint64_t drained;
     (void)!read(sw->wake_fd, &drained, sizeof drained);
-    /* seq_cst: what a worker puts up after it saw `true` is found by the draining that follows this store */
-    atomic_store_explicit(&sw->wake_pending, false, memory_order_seq_cst);
+    /* seq_cst exchange: reading a worker's `true` acquires what it put up before; what comes later wakes us again */
+    (void)atomic_exchange_explicit(&sw->wake_pending, false, memory_order_seq_cst);
 }
 
 /* ---- commands ---- */
@@ -236,7 +254,7 @@ pvs_reap(struct pvs_switch *sw, uint64_t *seq, int64_t *result, int max)
             seq[n] = command->seq;
             result[n++] = command->result;
             sw->in_flight--;
-            command_finish(command);
+            command_finish(sw, command);
         }
     }
     return n;
@@ -297,6 +315,7 @@ pvs_publish(struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n
     command->publish.tables = tables;
     command->publish.old = sw->tables;
     sw->tables = tables;
+    sw->publishing++;
     return pvs_command_submit(sw, command);
 }
 

@@ -22,7 +22,7 @@
     X(AVAIL_JUMP, "the avail index moved by more than the ring's size")                                            \
     X(HEAD_RANGE, "the avail ring names a descriptor beyond the ring's size")                                      \
     X(NEXT_RANGE, "a descriptor's next field is beyond the table's size")                                          \
-    X(CHAIN_LONG, "a descriptor chain is longer than the ring, or loops")                                          \
+    X(CHAIN_LONG, "a descriptor chain is longer than the ring or 1024, or loops")                                         \
     X(BAD_ADDRESS, "a descriptor points outside the memory that the front end shared")                             \
     X(INDIRECT_REFUSED, "an indirect descriptor was used without the feature, or inside an indirect table")        \
     X(INDIRECT_SIZE, "an indirect table is empty, too long, or not a multiple of 16 bytes")                        \
@@ -39,7 +39,7 @@ enum pvs_broken {
     PVS_BROKEN_COUNT
 };
 
-/* Most segments of one frame or receive chain. A 64 KiB frame in 4 KiB pages has 18. */
+/* Most segments of one frame or receive chain, and most descriptors. A 64 KiB frame in 4 KiB pages has 18. */
 enum { PVS_MAX_SEGS = 1024 };
 
 struct pvs_vq {
@@ -68,6 +68,7 @@ struct pvs_chain {
     bool wrong_direction;           /* it has writable parts where readable ones belong, or the reverse */
     bool truncated;                 /* more segments than there was room for: len and n count those that fitted */
     uint32_t n;                     /* segments */
+    uint32_t walked;                /* descriptors read */
     uint64_t len;
 };
 

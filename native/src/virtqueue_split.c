@@ -122,9 +122,9 @@ pvs_split_chain(struct pvs_vq *vq, uint16_t head, bool writable, struct pvs_seg 
     *chain = (struct pvs_chain){ .head = head };
     if (i >= vq->num)
         return PVS_BROKEN_HEAD_RANGE;
-    for (uint32_t walked = 0;;) {
+    for (;;) {
         struct vring_desc d = desc_read(table.base, i);
-        if (++walked > vq->num)
+        if (++chain->walked > vq->num || chain->walked > PVS_MAX_SEGS)
             return PVS_BROKEN_CHAIN_LONG;
         if (d.flags & VRING_DESC_F_INDIRECT) {
             enum pvs_broken broken = enter_indirect(vq, &d, &table);
@@ -135,15 +135,14 @@ pvs_split_chain(struct pvs_vq *vq, uint16_t head, bool writable, struct pvs_seg 
         }
         chain->wrong_direction |= ((d.flags & VRING_DESC_F_WRITE) != 0) != writable;
         if (d.len != 0 && !chain->truncated) {
-            struct pvs_seg part[8];
-            uint32_t n = pvs_memory_translate(vq->memory, d.addr, d.len, &vq->region_hint, part, 8);
+            uint32_t room = cap - chain->n;
+            uint32_t n = pvs_memory_translate(vq->memory, d.addr, d.len, &vq->region_hint, seg + chain->n, room);
             if (n == 0)
                 return PVS_BROKEN_BAD_ADDRESS;
-            if (n > cap - chain->n) {
+            if (n > room) {
                 chain->truncated = true;
             } else {
-                for (uint32_t k = 0; k < n; k++)
-                    seg[chain->n++] = part[k];
+                chain->n += n;
                 chain->len += d.len;
             }
         }

@@ -78,6 +78,9 @@ pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why
 
     if (atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
         return;
+    /* lost memory reads as zeros, which make many a ring look wrong: name the cause */
+    if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
+        why = PVS_BROKEN_MEMORY_LOST;
     atomic_store_explicit(&port->broken, why, memory_order_relaxed);
     atomic_store_explicit(&port->carrier, false, memory_order_relaxed);
     pvs_event(w, &(struct pvs_event){
@@ -226,7 +229,7 @@ serve(struct pvs_worker *w, struct pvs_ring *ring)
         pvs_count(&w->perf.burst_histogram[done], 1);
         ring->idle_since_ns = w->now_ns;
     }
-    if (broken == PVS_BROKEN_NONE && atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
+    if (atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
         broken = PVS_BROKEN_MEMORY_LOST;
     if (broken != PVS_BROKEN_NONE)
         pvs_ring_broken(w, ring, broken);
@@ -268,6 +271,13 @@ call_guests(struct pvs_worker *w)
     w->n_notify = 0;
 }
 
+void
+pvs_worker_flush(struct pvs_worker *w)
+{
+    publish_touched(w);
+    call_guests(w);
+}
+
 uint32_t
 pvs_worker_round(struct pvs_worker *w, uint64_t now_ns)
 {
@@ -291,9 +301,10 @@ pvs_worker_round(struct pvs_worker *w, uint64_t now_ns)
             i++; /* otherwise the last ring has taken this place */
     }
     work += pvs_wheel_run(&w->wheel, now_ns);
-    publish_touched(w);
-    call_guests(w);
+    pvs_worker_flush(w);
     tell_control(w);
+    if (work != 0)
+        w->worked_ns = now_ns;
     return work;
 }
 
@@ -318,11 +329,13 @@ sleep_until_needed(struct pvs_worker *w)
     atomic_store_explicit(&w->sleeping, false, memory_order_relaxed);
 }
 
-/* With kickless rings the set is never empty: they are looked at each time the sleep ends. */
+/* With kickless rings the set is never empty: after the polling time they are looked at each time the sleep ends. */
 static bool
 may_sleep(const struct pvs_worker *w)
 {
-    return w->polling != PVS_POLL_BUSY && w->n_active <= w->n_kickless;
+    if (w->polling == PVS_POLL_BUSY || w->n_active > w->n_kickless)
+        return false;
+    return w->n_kickless == 0 || w->now_ns - w->worked_ns >= w->poll_ns;
 }
 
 void *

@@ -54,6 +54,7 @@ struct pvs_worker {
     uint64_t kicks_seen_ns;             /* when epoll was last asked */
     uint32_t n_active, n_kickless;      /* rings in the set; those of them that have no kick */
     uint32_t n_touched, n_notify;
+    uint64_t worked_ns;                 /* when a round last found work */
     struct pvs_ring **active, **touched, **notify;
     bool wake_control;
 
@@ -98,6 +99,8 @@ void pvs_carrier_update(struct pvs_port *port);
 /* Put the ring on the list of those to publish, or to notify, at the end. */
 void pvs_ring_touch(struct pvs_worker *worker, struct pvs_ring *ring);
 void pvs_ring_want_notify(struct pvs_worker *worker, struct pvs_ring *ring);
+/* Show the guests what they were given, and call those that want it. */
+void pvs_worker_flush(struct pvs_worker *worker);
 void pvs_event(struct pvs_worker *worker, const struct pvs_event *event);
 void pvs_punt_frame(struct pvs_worker *worker, const struct pvs_frame *frame, uint16_t vid, enum pvs_punt_reason why);
 /* Take one from an allowance of `limit` a second. */

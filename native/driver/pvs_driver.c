@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Life of a driver guest, what it tells a front end, and raw access to its rings. See pvs_driver.h.
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* ---- Life ---- */
+
+void pvd_conf_default(struct pvd_conf *conf)
+{
+    *conf = (struct pvd_conf){
+        .queue_size = 256,
+        .queue_pairs = 1,
+        .rx_buf_size = 2048,
+        .tx_buf_size = 2048,
+        .n_regions = 1,
+        .features = 1ull << PVD_F_VERSION_1 | 1ull << PVD_F_ANY_LAYOUT | 1ull << PVD_F_MRG_RXBUF |
+                    1ull << PVD_F_INDIRECT_DESC | 1ull << PVD_F_EVENT_IDX,
+        .seed = 1,
+    };
+}
+
+static bool conf_valid(const struct pvd_conf *c)
+{
+    uint32_t n = c->queue_size;
+    bool ring =
+        n >= 2 && n <= 32768 && (n & (n - 1)) == 0 && c->queue_pairs >= 1 && c->queue_pairs <= PVD_MAX_PAIRS;
+    bool memory = c->n_regions >= 1 && c->n_regions <= PVD_MAX_REGIONS;
+    uint32_t max_buf = 1u << 20;
+    bool buffers = c->rx_buf_size > PVD_MAX_HDR_LEN && c->rx_buf_size <= max_buf &&
+                   c->tx_buf_size > PVD_MAX_HDR_LEN && c->tx_buf_size <= max_buf;
+    return ring && memory && buffers;
+}
+
+static void set_features(struct pvd_guest *g, uint64_t features)
+{
+    g->conf.features = features;
+    g->hdr_len =
+        pvd_has(g, PVD_F_MRG_RXBUF) || pvd_has(g, PVD_F_VERSION_1) ? PVD_MAX_HDR_LEN : PVD_MAX_HDR_LEN - 2;
+}
+
+static int build(struct pvd_guest *g)
+{
+    g->view = malloc(sizeof(*g->view));
+    g->queues = calloc(g->n_rings, sizeof(*g->queues));
+    if (g->queues == NULL || g->view == NULL) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < g->n_rings; i++) {
+        g->queues[i].kick_fd = -1;
+        g->queues[i].call_fd = -1;
+    }
+    for (uint32_t i = 0; i < g->n_rings; i++) {
+        int rc = pvd_queue_create(g, i);
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    return pvd_memory_place_rings(g);
+}
+
+int pvd_guest_create(const struct pvd_conf *conf, pvd_guest **out)
+{
+    *out = NULL;
+    if (!conf_valid(conf)) {
+        return -EINVAL;
+    }
+    struct pvd_guest *g = calloc(1, sizeof(*g));
+    if (g == NULL) {
+        return -ENOMEM;
+    }
+    g->conf = *conf;
+    g->n_rings = 2 * conf->queue_pairs;
+    g->made_with = conf->features;
+    g->rng = conf->seed != 0 ? conf->seed : 1;
+    for (uint32_t i = 0; i < PVD_MAX_REGIONS; i++) {
+        g->regions[i].fd = -1;
+    }
+    set_features(g, conf->features);
+    int rc = pvd_memory_create(g);
+    if (rc == 0) {
+        rc = build(g);
+    }
+    if (rc != 0) {
+        pvd_guest_destroy(g);
+        return rc;
+    }
+    for (uint32_t i = 0; i < g->n_rings; i++) {
+        pvd_queue_reset(&g->queues[i]);
+    }
+    *out = g;
+    return 0;
+}
+
+void pvd_guest_destroy(pvd_guest *guest)
+{
+    if (guest == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; guest->queues != NULL && i < guest->n_rings; i++) {
+        pvd_queue_destroy(&guest->queues[i]);
+    }
+    pvd_memory_destroy(guest);
+    free(guest->queues);
+    free(guest->view);
+    free(guest);
+}
+
+int pvd_guest_reset(pvd_guest *guest, uint64_t features)
+{
+    uint64_t table = 1ull << PVD_F_INDIRECT_DESC;
+    if (guest->mute) {
+        return -EFAULT;
+    }
+    if ((features & ~guest->made_with & table) != 0) {
+        /* Slots were placed without room for a table. */
+        return -EINVAL;
+    }
+    set_features(guest, features);
+    for (uint32_t b = 0; b < guest->n_bridges; b++) {
+        guest->bridges[b].busy = false;
+    }
+    for (uint32_t i = 0; i < guest->n_rings; i++) {
+        pvd_queue_reset(&guest->queues[i]);
+    }
+    return 0;
+}
+
+void pvd_stop(pvd_guest *guest, int stop)
+{
+    atomic_store_explicit(&guest->stop, stop != 0, memory_order_relaxed);
+}
+
+/* ---- Descriptions ---- */
+
+uint32_t pvd_n_regions(const pvd_guest *guest)
+{
+    return guest->conf.n_regions;
+}
+
+int pvd_region_get(const pvd_guest *guest, uint32_t i, struct pvd_region *out)
+{
+    if (i >= guest->conf.n_regions) {
+        return -EINVAL;
+    }
+    *out = guest->regions[i];
+    return 0;
+}
+
+uint32_t pvd_n_rings(const pvd_guest *guest)
+{
+    return guest->n_rings;
+}
+
+int pvd_vring_get(const pvd_guest *guest, uint32_t ring, struct pvd_vring *out)
+{
+    const struct pvd_queue *q = pvd_queue_of(guest, ring);
+    if (q == NULL) {
+        return -EINVAL;
+    }
+    *out = (struct pvd_vring){.num = q->num,
+                              .desc_uva = (uint64_t)(uintptr_t)q->desc,
+                              .avail_uva = (uint64_t)(uintptr_t)q->avail,
+                              .used_uva = (uint64_t)(uintptr_t)q->used,
+                              .kick_fd = q->kick_fd,
+                              .call_fd = q->call_fd};
+    return 0;
+}
+
+uint32_t pvd_hdr_len(const pvd_guest *guest)
+{
+    return guest->hdr_len;
+}
+
+int pvd_counters_get(const pvd_guest *guest, uint32_t ring, struct pvd_counters *out)
+{
+    const struct pvd_queue *q = pvd_queue_of(guest, ring);
+    if (q == NULL) {
+        return -EINVAL;
+    }
+    *out = q->counters;
+    out->in_flight = pvd_in_flight(q);
+    return 0;
+}
+
+/* ---- Raw access ---- */
+
+/* The ring to touch, or NULL with the errno value why not. */
+static struct pvd_queue *raw(pvd_guest *guest, uint32_t ring, int *error)
+{
+    struct pvd_queue *q = pvd_queue_of(guest, ring);
+    *error = q == NULL ? -EINVAL : -EFAULT;
+    return guest->mute ? NULL : q;
+}
+
+int pvd_desc_get(pvd_guest *guest, uint32_t ring, uint32_t i, struct pvd_desc *out)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    *out = q->desc[i & q->mask];
+    return 0;
+}
+
+int pvd_desc_set(pvd_guest *guest, uint32_t ring, uint32_t i, const struct pvd_desc *desc)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    q->desc[i & q->mask] = *desc;
+    return 0;
+}
+
+int pvd_avail_idx_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    atomic_store_explicit(&q->avail->idx, idx, memory_order_release);
+    return 0;
+}
+
+int pvd_avail_idx(pvd_guest *guest, uint32_t ring)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    return q == NULL ? error : atomic_load_explicit(&q->avail->idx, memory_order_relaxed);
+}
+
+int pvd_avail_entry_set(pvd_guest *guest, uint32_t ring, uint32_t i, uint16_t id)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    q->avail->ring[i & q->mask] = id;
+    return 0;
+}
+
+int pvd_avail_flags_set(pvd_guest *guest, uint32_t ring, uint16_t flags)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    atomic_store_explicit(&q->avail->flags, flags, memory_order_relaxed);
+    return 0;
+}
+
+int pvd_used_event_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    atomic_store_explicit(q->used_event, idx, memory_order_relaxed);
+    return 0;
+}
+
+int pvd_used_idx(pvd_guest *guest, uint32_t ring)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    return q == NULL ? error : atomic_load_explicit(&q->used->idx, memory_order_acquire);
+}
+
+int pvd_used_flags(pvd_guest *guest, uint32_t ring)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    return q == NULL ? error : atomic_load_explicit(&q->used->flags, memory_order_relaxed);
+}
+
+int pvd_avail_event(pvd_guest *guest, uint32_t ring)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    return q == NULL ? error : atomic_load_explicit(q->avail_event, memory_order_relaxed);
+}
+
+int pvd_used_entry(pvd_guest *guest, uint32_t ring, uint32_t i, uint32_t *id, uint32_t *len)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    *id = q->used->ring[i & q->mask].id;
+    *len = q->used->ring[i & q->mask].len;
+    return 0;
+}
+
+int pvd_raw_post(pvd_guest *guest, uint32_t ring, uint16_t head)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    if (pvd_in_flight(q) >= q->num) {
+        return -ENOSPC;
+    }
+    if (head < q->num && q->chains[head].state == PVD_IDLE) {
+        q->chains[head].state = PVD_RAW;
+    }
+    q->order[q->avail_idx & q->mask] = head;
+    q->avail->ring[q->avail_idx & q->mask] = head;
+    q->avail_idx++;
+    q->counters.posted++;
+    pvd_publish(q);
+    return 0;
+}
+
+int pvd_raw_take(pvd_guest *guest, uint32_t ring, uint32_t *id, uint32_t *len)
+{
+    int error;
+    struct pvd_queue *q = raw(guest, ring, &error);
+    if (q == NULL) {
+        return error;
+    }
+    if (pvd_used_pending(q) == 0) {
+        return -EAGAIN;
+    }
+    *id = q->used->ring[q->last_used & q->mask].id;
+    *len = q->used->ring[q->last_used & q->mask].len;
+    q->last_used++;
+    q->counters.used++;
+    if (*id < q->num && q->chains[*id].state != PVD_IDLE) {
+        pvd_chain_free(q, (uint16_t)*id);
+    }
+    return 0;
+}

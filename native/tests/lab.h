@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * lab.h - a switch with driver guests on it, for tests: no sockets, no Python.
+ *
+ * How it works: lab_open makes a switch, one bridge and n ports, each with a driver guest whose memory is mapped and whose
+ * rings run. Without threads every step is taken by lab_poll, with a clock that moves LAB_STEP_NS a round; with
+ * `threads` the workers run by themselves and waiting has a deadline. Anything that fails ends the test.
+ */
+#ifndef PVS_LAB_H
+#define PVS_LAB_H
+
+#include "counters.h"
+#include "driver/pvs_driver.h"
+#include "pvs_api.h"
+#include "test.h"
+#include "virtqueue.h"
+
+enum { LAB_PORTS = 8, LAB_STEP_NS = 100000, LAB_DEADLINE_MS = 20000 };
+
+struct lab_conf {
+    uint32_t n_ports;
+    uint32_t workers, polling, poll_us;
+    bool threads;
+    bool no_kick; /* rings without a kick */
+    uint32_t fdb_limit, aging_s;
+    struct pvs_bridge_conf bridge; /* flood_unknown is set by lab_conf_default */
+    struct pvd_conf guest;
+};
+
+struct lab_port {
+    pvs_port *port;
+    pvd_guest *guest;
+    pvs_memory *memory;
+    struct pvs_port_conf conf;
+    bool running[2];
+};
+
+struct lab {
+    struct lab_conf conf;
+    pvs_switch *sw;
+    pvs_fdb *fdb;
+    uint64_t now_ns;
+    struct lab_port port[LAB_PORTS];
+};
+
+struct lab_conf lab_conf_default(uint32_t n_ports);
+void lab_open(struct lab *lab, const struct lab_conf *conf);
+void lab_close(struct lab *lab);
+
+void lab_poll(struct lab *lab, int rounds);
+/* Wait for a command to finish; its result. */
+int64_t lab_wait(struct lab *lab, int64_t seq);
+void lab_publish(struct lab *lab);
+
+struct pvs_ring_conf lab_ring_conf(const struct lab *lab, uint32_t port, uint32_t ring);
+void lab_ring_start(struct lab *lab, uint32_t port, uint32_t ring);
+int64_t lab_ring_stop(struct lab *lab, uint32_t port, uint32_t ring);
+/* Map the guest's memory and start its rings; stop them and unmap. */
+void lab_attach(struct lab *lab, uint32_t port);
+void lab_detach(struct lab *lab, uint32_t port);
+pvs_memory *lab_map(pvs_port *port, const pvd_guest *guest);
+
+/* A frame of `len` bytes whose payload depends on `salt`. MAC addresses with the first byte in bits 40-47. */
+#define LAB_MAC(i) (0x020000000000ULL + (uint64_t)(i))
+#define LAB_BROADCAST 0xffffffffffffULL
+void lab_frame(uint8_t *frame, uint64_t dst, uint64_t src, uint32_t len, uint32_t salt);
+/* Put it into the port's transmit ring (and kick). */
+void lab_send(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len);
+/* The port's guest must have received exactly this frame next; or nothing at all. */
+void lab_expect(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len);
+void lab_expect_nothing(struct lab *lab, uint32_t port);
+void lab_fill(struct lab *lab, uint32_t port, uint32_t n);
+/* One broadcast frame from each port, so that the FDB knows LAB_MAC(port) everywhere; received copies are discarded. */
+void lab_learn_all(struct lab *lab);
+
+struct lab_counters {
+    uint64_t value[PVS_COUNTER_COUNT], rx_drop[PVS_DROP_COUNT], tx_drop[PVS_DROP_COUNT];
+};
+struct lab_counters lab_counters(const struct lab *lab, uint32_t port);
+struct pvd_counters lab_driver(const struct lab *lab, uint32_t port, uint32_t ring);
+uint64_t lab_sum(const uint64_t *drops);
+
+/* A generator of test data; never 0. */
+uint32_t lab_random(uint64_t *state, uint32_t below);
+uint64_t lab_clock_ns(void);
+
+#endif
