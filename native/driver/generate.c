@@ -35,34 +35,40 @@
 #define SEQ_AT       18u
 #define PATTERN_AT   26u
 
-uint64_t pvd_gen_now(void)
+uint64_t
+pvd_gen_now(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
-static uint32_t next_run(void)
+static uint32_t
+next_run(void)
 {
     static _Atomic uint32_t runs;
     return (uint32_t)pvd_gen_now() * 2654435761u + atomic_fetch_add_explicit(&runs, 1, memory_order_relaxed);
 }
 
 /* The k-th address after `base`, counted in its last four bytes. */
-static void write_mac(uint8_t *to, const uint8_t *base, uint32_t k)
+static void
+write_mac(uint8_t *to, const uint8_t *base, uint32_t k)
 {
     uint32_t low = ((uint32_t)base[2] << 24 | (uint32_t)base[3] << 16 | (uint32_t)base[4] << 8 | base[5]) + k;
-    uint8_t mac[6] = {base[0],     base[1], (uint8_t)(low >> 24), (uint8_t)(low >> 16), (uint8_t)(low >> 8),
-                      (uint8_t)low};
+    uint8_t mac[6] = {
+        base[0], base[1], (uint8_t)(low >> 24), (uint8_t)(low >> 16), (uint8_t)(low >> 8), (uint8_t)low
+    };
     memcpy(to, mac, sizeof(mac));
 }
 
-static uint64_t pattern_word(uint64_t seq, uint32_t k)
+static uint64_t
+pattern_word(uint64_t seq, uint32_t k)
 {
     return (seq + 1) * 0x9e3779b97f4a7c15ull + k * 0xbf58476d1ce4e5b9ull;
 }
 
-static void write_pattern(uint8_t *frame, uint32_t len, uint64_t seq)
+static void
+write_pattern(uint8_t *frame, uint32_t len, uint64_t seq)
 {
     uint32_t at = PATTERN_AT;
     for (uint32_t k = 0; at < len; k++) {
@@ -73,7 +79,8 @@ static void write_pattern(uint8_t *frame, uint32_t len, uint64_t seq)
     }
 }
 
-static bool pattern_intact(const uint8_t *frame, uint32_t len, uint64_t seq)
+static bool
+pattern_intact(const uint8_t *frame, uint32_t len, uint64_t seq)
 {
     uint32_t at = PATTERN_AT;
     for (uint32_t k = 0; at < len; k++) {
@@ -87,7 +94,8 @@ static bool pattern_intact(const uint8_t *frame, uint32_t len, uint64_t seq)
     return true;
 }
 
-static void write_template(const struct gen *g, uint8_t *frame)
+static void
+write_template(const struct gen *g, uint8_t *frame)
 {
     memset(frame, 0, g->conf.len);
     write_mac(frame, g->conf.dst, 0);
@@ -98,7 +106,8 @@ static void write_template(const struct gen *g, uint8_t *frame)
 }
 
 /* What differs from frame to frame. */
-static void write_variable(const struct gen *g, uint8_t *frame, uint64_t i)
+static void
+write_variable(const struct gen *g, uint8_t *frame, uint64_t i)
 {
     uint64_t seq = (g->conf.flags & PVD_GEN_FLOOD) != 0 ? i : i / g->n_rx;
     if (g->conf.n_dst > 1) {
@@ -116,7 +125,8 @@ static void write_variable(const struct gen *g, uint8_t *frame, uint64_t i)
 }
 
 /* One frame in the plain layout: slot memory holds the template already. False when the ring is full. */
-static bool send_plain(struct gen *g)
+static bool
+send_plain(struct gen *g)
 {
     static const struct pvd_layout one_piece;
     uint32_t hdr_len = g->tx->guest->hdr_len;
@@ -131,13 +141,15 @@ static bool send_plain(struct gen *g)
     return true;
 }
 
-bool pvd_gen_send(struct gen *g)
+bool
+pvd_gen_send(struct gen *g)
 {
     write_variable(g, g->frame, g->sent);
     return pvd_tx_post(g->tx, NULL, g->frame, g->conf.len, &g->layout) == 0;
 }
 
-static bool send_burst(struct gen *g, uint64_t room)
+static bool
+send_burst(struct gen *g, uint64_t room)
 {
     uint32_t n = room < g->conf.burst ? (uint32_t)room : g->conf.burst;
     uint32_t i = 0;
@@ -153,7 +165,8 @@ static bool send_burst(struct gen *g, uint64_t room)
 }
 
 /* The frame in one piece: where it lies, or copied together. */
-static const uint8_t *whole(const struct pvd_view *v, uint8_t *scratch, uint32_t need)
+static const uint8_t *
+whole(const struct pvd_view *v, uint8_t *scratch, uint32_t need)
 {
     if (v->n_pieces > 0 && v->pieces[0].len >= need) {
         return v->pieces[0].ptr;
@@ -167,7 +180,8 @@ static const uint8_t *whole(const struct pvd_view *v, uint8_t *scratch, uint32_t
     return scratch;
 }
 
-static void account_sequence(struct gen *g, struct receiver *r, uint64_t seq)
+static void
+account_sequence(struct gen *g, struct receiver *r, uint64_t seq)
 {
     if (seq < r->next) {
         g->result->reordered++;
@@ -178,7 +192,8 @@ static void account_sequence(struct gen *g, struct receiver *r, uint64_t seq)
     r->next = seq + 1;
 }
 
-static void check_frame(struct gen *g, struct receiver *r, const struct pvd_view *v)
+static void
+check_frame(struct gen *g, struct receiver *r, const struct pvd_view *v)
 {
     if (v->len < PVD_GEN_MIN_LEN) {
         g->result->foreign++;
@@ -203,7 +218,8 @@ static void check_frame(struct gen *g, struct receiver *r, const struct pvd_view
     }
 }
 
-static void prefetch_received(const struct pvd_queue *q, uint32_t n)
+static void
+prefetch_received(const struct pvd_queue *q, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         uint32_t id = q->used->ring[(uint16_t)(q->last_used + i) & q->mask].id;
@@ -211,7 +227,8 @@ static void prefetch_received(const struct pvd_queue *q, uint32_t n)
     }
 }
 
-bool pvd_gen_receive(struct gen *g, struct receiver *r)
+bool
+pvd_gen_receive(struct gen *g, struct receiver *r)
 {
     struct pvd_queue *q = r->q;
     struct pvd_view *view = q->guest->view;
@@ -236,7 +253,8 @@ bool pvd_gen_receive(struct gen *g, struct receiver *r)
     return true;
 }
 
-static uint64_t in_flight(const struct gen *g)
+static uint64_t
+in_flight(const struct gen *g)
 {
     uint64_t done = (g->conf.flags & PVD_GEN_FLOOD) != 0 ? UINT64_MAX : 0;
     for (uint32_t i = 0; i < g->n_rx; i++) {
@@ -252,7 +270,8 @@ static uint64_t in_flight(const struct gen *g)
 }
 
 /* One round of everything. Whether anything moved. */
-static bool turn(struct gen *g, bool sending)
+static bool
+turn(struct gen *g, bool sending)
 {
     bool moved = pvd_tx_reap_queue(g->tx) != 0;
     for (uint32_t i = 0; i < g->n_rx; i++) {
@@ -268,7 +287,8 @@ static bool turn(struct gen *g, bool sending)
     return moved;
 }
 
-void pvd_gen_relax(uint32_t idle)
+void
+pvd_gen_relax(uint32_t idle)
 {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -280,7 +300,8 @@ void pvd_gen_relax(uint32_t idle)
 }
 
 /* Polling needs no calls; asked again from time to time, because with EVENT_IDX the wish wears off. */
-void pvd_gen_silence(struct gen *g)
+void
+pvd_gen_silence(struct gen *g)
 {
     pvd_call_disarm(g->tx->guest, g->tx->index);
     for (uint32_t i = 0; i < g->n_rx; i++) {
@@ -289,12 +310,14 @@ void pvd_gen_silence(struct gen *g)
 }
 
 /* Whether pvd_stop was asked for. */
-bool pvd_gen_stopped(const struct gen *g)
+bool
+pvd_gen_stopped(const struct gen *g)
 {
     return atomic_load_explicit(&g->tx->guest->stop, memory_order_relaxed);
 }
 
-static void run_loop(struct gen *g)
+static void
+run_loop(struct gen *g)
 {
     uint32_t idle = 0;
     uint32_t loops = 0;
@@ -334,7 +357,8 @@ static void run_loop(struct gen *g)
     }
 }
 
-static uint64_t violations(const struct gen *g)
+static uint64_t
+violations(const struct gen *g)
 {
     uint64_t n = g->tx->counters.errors;
     for (uint32_t i = 0; i < g->n_rx; i++) {
@@ -343,7 +367,8 @@ static uint64_t violations(const struct gen *g)
     return n;
 }
 
-static int conf_check(const struct gen *g)
+static int
+conf_check(const struct gen *g)
 {
     const struct pvd_gen_conf *c = &g->conf;
     if (c->len > MAX_FRAME || c->len + g->tx->guest->hdr_len > g->tx->guest->conf.tx_buf_size) {
@@ -357,7 +382,8 @@ static int conf_check(const struct gen *g)
     return 0;
 }
 
-void pvd_gen_free(struct gen *g)
+void
+pvd_gen_free(struct gen *g)
 {
     free(g->rx);
     free(g->frame);
@@ -365,9 +391,10 @@ void pvd_gen_free(struct gen *g)
 }
 
 /* A generator from `tx` to `rx`, its template made; 0 or an error, and then nothing is left to free. */
-int pvd_gen_init(struct gen *g, pvd_guest *tx, pvd_guest **rx, uint32_t n_rx, const struct pvd_gen_conf *conf)
+int
+pvd_gen_init(struct gen *g, pvd_guest *tx, pvd_guest **rx, uint32_t n_rx, const struct pvd_gen_conf *conf)
 {
-    *g = (struct gen){.conf = *conf, .tx = pvd_queue_of(tx, 1), .n_rx = n_rx, .run = next_run()};
+    *g = (struct gen){ .conf = *conf, .tx = pvd_queue_of(tx, 1), .n_rx = n_rx, .run = next_run() };
     g->conf.burst = conf->burst != 0 ? conf->burst : DEFAULT_BURST;
     g->conf.stall_ns = conf->stall_ns != 0 ? conf->stall_ns : DEFAULT_STALL_NS;
     g->conf.n_dst = conf->n_dst != 0 ? conf->n_dst : 1;
@@ -395,7 +422,8 @@ int pvd_gen_init(struct gen *g, pvd_guest *tx, pvd_guest **rx, uint32_t n_rx, co
     return 0;
 }
 
-void pvd_gen_choose_layout(struct gen *g)
+void
+pvd_gen_choose_layout(struct gen *g)
 {
     const struct pvd_guest *guest = g->tx->guest;
     bool any = pvd_has(guest, PVD_F_VERSION_1) || pvd_has(guest, PVD_F_ANY_LAYOUT);
@@ -409,7 +437,8 @@ void pvd_gen_choose_layout(struct gen *g)
     g->plain = g->layout.n_cuts == 0 && g->layout.flags == 0;
 }
 
-static void fill_slots(const struct gen *g)
+static void
+fill_slots(const struct gen *g)
 {
     for (uint32_t i = 0; i < g->tx->num; i++) {
         memcpy(g->tx->slots[i].ptr + g->tx->guest->hdr_len, g->frame, g->conf.len);
@@ -418,7 +447,8 @@ static void fill_slots(const struct gen *g)
 
 /* Post all there is, after emptying what earlier traffic left: a full ring would drop the run's first frames.
  */
-void pvd_gen_fill(struct gen *g)
+void
+pvd_gen_fill(struct gen *g)
 {
     for (uint32_t i = 0; i < g->n_rx; i++) {
         for (uint32_t k = 0; k < g->rx[i].q->num && pvd_gen_receive(g, &g->rx[i]); k++) {
@@ -429,7 +459,8 @@ void pvd_gen_fill(struct gen *g)
 }
 
 /* Frames of earlier traffic still in the transmit ring would be overwritten by the template. */
-int pvd_gen_await_quiet(struct gen *g)
+int
+pvd_gen_await_quiet(struct gen *g)
 {
     uint64_t end = pvd_gen_now() + g->conf.stall_ns;
     for (uint32_t idle = 0; pvd_in_flight(g->tx) > 0; idle++) {
@@ -442,11 +473,12 @@ int pvd_gen_await_quiet(struct gen *g)
     return 0;
 }
 
-int pvd_generate(pvd_guest *tx, pvd_guest **rx, uint32_t n_rx, const struct pvd_gen_conf *conf,
-                 struct pvd_gen_result *result)
+int
+pvd_generate(pvd_guest *tx, pvd_guest **rx, uint32_t n_rx, const struct pvd_gen_conf *conf,
+             struct pvd_gen_result *result)
 {
     struct gen g;
-    *result = (struct pvd_gen_result){0};
+    *result = (struct pvd_gen_result){ 0 };
     int rc = conf->frames == 0 && conf->duration_ns == 0 ? -EINVAL : pvd_gen_init(&g, tx, rx, n_rx, conf);
     if (rc != 0) {
         return rc;

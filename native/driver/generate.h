@@ -35,8 +35,7 @@ struct gen {
 
 uint64_t pvd_gen_now(void);
 /* A generator from `tx` to `rx`, its template made; 0 or an error, and then nothing is left to free. */
-int pvd_gen_init(struct gen *g, pvd_guest *tx, pvd_guest **rx, uint32_t n_rx,
-                 const struct pvd_gen_conf *conf);
+int pvd_gen_init(struct gen *g, pvd_guest *tx, pvd_guest **rx, uint32_t n_rx, const struct pvd_gen_conf *conf);
 void pvd_gen_free(struct gen *g);
 void pvd_gen_choose_layout(struct gen *g);
 int pvd_gen_await_quiet(struct gen *g);

@@ -132,8 +132,7 @@ struct pvd_guest {
     _Atomic bool stop;  /* asked for by pvd_stop, possibly from another thread */
     uint64_t rng;
     struct pvd_region regions[PVD_MAX_REGIONS];
-    uint64_t
-        place_next[PVD_MAX_REGIONS]; /* GPA of the first byte not yet placed, and the end of what may be */
+    uint64_t place_next[PVD_MAX_REGIONS]; /* GPA of the first byte not yet placed, and the end of what may be */
     uint64_t place_end[PVD_MAX_REGIONS];
     struct pvd_bridge bridges[PVD_MAX_REGIONS];
     uint64_t scratch_gpa;
@@ -141,29 +140,34 @@ struct pvd_guest {
     struct pvd_view *view; /* scratch of pvd_rx and the generator: too large for a stack */
 };
 
-static inline bool pvd_has(const struct pvd_guest *g, unsigned bit)
+static inline bool
+pvd_has(const struct pvd_guest *g, unsigned bit)
 {
     return (g->conf.features >> bit & 1) != 0;
 }
 
 /* NULL for a ring or pair that doesn't exist. */
-static inline struct pvd_queue *pvd_queue_of(const struct pvd_guest *g, uint32_t ring)
+static inline struct pvd_queue *
+pvd_queue_of(const struct pvd_guest *g, uint32_t ring)
 {
     return ring < g->n_rings ? &g->queues[ring] : NULL;
 }
 
-static inline uint32_t pvd_in_flight(const struct pvd_queue *q)
+static inline uint32_t
+pvd_in_flight(const struct pvd_queue *q)
 {
     return (uint16_t)(q->avail_idx - q->last_used);
 }
 
-static inline uint64_t pvd_round_up(uint64_t value, uint64_t unit)
+static inline uint64_t
+pvd_round_up(uint64_t value, uint64_t unit)
 {
     return (value + unit - 1) / unit * unit;
 }
 
 /* xorshift64*: shuffles only, so that a seed repeats a test. */
-static inline uint32_t pvd_random(struct pvd_guest *g, uint32_t below)
+static inline uint32_t
+pvd_random(struct pvd_guest *g, uint32_t below)
 {
     g->rng ^= g->rng >> 12;
     g->rng ^= g->rng << 25;
@@ -215,8 +219,7 @@ struct pvd_view {
     struct pvd_piece_ref pieces[PVD_MAX_PIECES];
 };
 
-int pvd_tx_post(struct pvd_queue *q, const void *hdr, const void *frame, uint32_t len,
-                const struct pvd_layout *layout);
+int pvd_tx_post(struct pvd_queue *q, const void *hdr, const void *frame, uint32_t len, const struct pvd_layout *layout);
 int pvd_tx_reap_queue(struct pvd_queue *q);
 int pvd_rx_fill_queue(struct pvd_queue *q, uint32_t max, const struct pvd_layout *layout);
 int pvd_rx_view(struct pvd_queue *q, struct pvd_view *view, bool guards);

@@ -9,7 +9,8 @@
 #include <time.h>
 
 /* Wait for frame `seq` of this run at r. False when patience ends. */
-static bool await_frame(struct gen *g, struct receiver *r, uint64_t seq)
+static bool
+await_frame(struct gen *g, struct receiver *r, uint64_t seq)
 {
     uint64_t end = pvd_gen_now() + g->conf.stall_ns;
     for (uint32_t idle = 0; pvd_gen_now() < end; idle++) {
@@ -23,7 +24,8 @@ static bool await_frame(struct gen *g, struct receiver *r, uint64_t seq)
     return false;
 }
 
-static bool send_one(struct gen *g, uint64_t seq)
+static bool
+send_one(struct gen *g, uint64_t seq)
 {
     g->sent = seq;
     bool sent = pvd_gen_send(g);
@@ -32,13 +34,15 @@ static bool send_one(struct gen *g, uint64_t seq)
     return sent;
 }
 
-static void sleep_ns(uint64_t ns)
+static void
+sleep_ns(uint64_t ns)
 {
-    struct timespec ts = {.tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S)};
+    struct timespec ts = { .tv_sec = (time_t)(ns / NS_PER_S), .tv_nsec = (long)(ns % NS_PER_S) };
     nanosleep(&ts, NULL);
 }
 
-static int pingpong(struct gen *there, struct gen *back, uint32_t count, uint64_t interval_ns, uint64_t *out)
+static int
+pingpong(struct gen *there, struct gen *back, uint32_t count, uint64_t interval_ns, uint64_t *out)
 {
     int came_back = 0;
     pvd_gen_fill(there);
@@ -63,11 +67,12 @@ static int pingpong(struct gen *there, struct gen *back, uint32_t count, uint64_
     return came_back;
 }
 
-int pvd_pingpong(pvd_guest *a, pvd_guest *b, const struct pvd_gen_conf *conf, uint32_t count,
-                 uint64_t interval_ns, uint64_t *out)
+int
+pvd_pingpong(pvd_guest *a, pvd_guest *b, const struct pvd_gen_conf *conf, uint32_t count, uint64_t interval_ns,
+             uint64_t *out)
 {
     struct pvd_gen_conf one_way = *conf;
-    struct pvd_gen_result unused = {0};
+    struct pvd_gen_result unused = { 0 };
     struct gen there;
     struct gen back;
     one_way.window = 1;

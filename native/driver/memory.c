@@ -19,12 +19,14 @@
 #define GPA_BASE  0x40000000ull /* so that low addresses, 0 above all, are never guest memory */
 #define FILE_SKEW PAGE          /* ONE_FILE: so that no region begins at offset 0 */
 
-static uint64_t table_size(const struct pvd_guest *g)
+static uint64_t
+table_size(const struct pvd_guest *g)
 {
     return pvd_has(g, PVD_F_INDIRECT_DESC) ? PVD_MAX_SEGS * sizeof(struct pvd_desc) : 0;
 }
 
-static uint32_t data_size(const struct pvd_guest *g, uint32_t ring)
+static uint32_t
+data_size(const struct pvd_guest *g, uint32_t ring)
 {
     uint32_t buffer = ring % 2 == 0 ? g->conf.rx_buf_size : g->conf.tx_buf_size;
     return (uint32_t)pvd_round_up(buffer + PVD_MAX_SEGS * PVD_GUARD_LEN, PVD_CACHE_LINE);
@@ -32,38 +34,43 @@ static uint32_t data_size(const struct pvd_guest *g, uint32_t ring)
 
 /* Data and indirect table. An odd number of cache lines, so that slots don't all fall into the same cache
  * sets. */
-static uint64_t slot_stride(const struct pvd_guest *g, uint32_t ring)
+static uint64_t
+slot_stride(const struct pvd_guest *g, uint32_t ring)
 {
     uint64_t lines = pvd_round_up(data_size(g, ring) + table_size(g), PVD_CACHE_LINE) / PVD_CACHE_LINE;
     return (lines | 1) * PVD_CACHE_LINE;
 }
 
-static uint64_t bridge_half(const struct pvd_guest *g)
+static uint64_t
+bridge_half(const struct pvd_guest *g)
 {
     uint32_t rx = data_size(g, 0);
     uint32_t tx = data_size(g, 1);
     return pvd_round_up(rx > tx ? rx : tx, PAGE);
 }
 
-static uint64_t desc_bytes(const struct pvd_guest *g)
+static uint64_t
+desc_bytes(const struct pvd_guest *g)
 {
     return (uint64_t)g->conf.queue_size * sizeof(struct pvd_desc);
 }
 
-static uint64_t avail_bytes(const struct pvd_guest *g)
+static uint64_t
+avail_bytes(const struct pvd_guest *g)
 {
     return sizeof(struct pvd_avail) + ((uint64_t)g->conf.queue_size + 1) * sizeof(uint16_t);
 }
 
-static uint64_t used_bytes(const struct pvd_guest *g)
+static uint64_t
+used_bytes(const struct pvd_guest *g)
 {
-    return sizeof(struct pvd_used) + (uint64_t)g->conf.queue_size * sizeof(struct pvd_used_elem) +
-           sizeof(uint16_t);
+    return sizeof(struct pvd_used) + (uint64_t)g->conf.queue_size * sizeof(struct pvd_used_elem) + sizeof(uint16_t);
 }
 
 /* Bytes of each region when nobody said: an equal share of everything, and room for what the shares can't
  * halve. */
-static uint64_t region_size_needed(const struct pvd_guest *g)
+static uint64_t
+region_size_needed(const struct pvd_guest *g)
 {
     uint64_t rings = 3 * (uint64_t)PVD_CACHE_LINE + desc_bytes(g) + avail_bytes(g) + used_bytes(g);
     uint64_t total = 0;
@@ -74,7 +81,8 @@ static uint64_t region_size_needed(const struct pvd_guest *g)
     return total / g->conf.n_regions + slack + 2 * bridge_half(g);
 }
 
-static int region_open(struct pvd_guest *g, uint32_t i, uint64_t size)
+static int
+region_open(struct pvd_guest *g, uint32_t i, uint64_t size)
 {
     struct pvd_region *r = &g->regions[i];
     bool one_file = (g->conf.flags & PVD_CONF_ONE_FILE) != 0;
@@ -102,7 +110,8 @@ static int region_open(struct pvd_guest *g, uint32_t i, uint64_t size)
     return 0;
 }
 
-int pvd_memory_create(struct pvd_guest *g)
+int
+pvd_memory_create(struct pvd_guest *g)
 {
     uint32_t n = g->conf.n_regions;
     uint64_t size = g->conf.mem_size != 0 ? g->conf.mem_size / n : region_size_needed(g);
@@ -127,8 +136,7 @@ int pvd_memory_create(struct pvd_guest *g)
     if ((g->conf.flags & PVD_CONF_ADJACENT) != 0) {
         /* Transmit rings first: the border of a guest of two regions is best used by what a switch reads. */
         for (uint32_t b = 0; b + 1 < n; b++) {
-            g->bridges[b] =
-                (struct pvd_bridge){.border = g->regions[b + 1].gpa, .ring = (b + 1) % g->n_rings};
+            g->bridges[b] = (struct pvd_bridge){ .border = g->regions[b + 1].gpa, .ring = (b + 1) % g->n_rings };
             g->place_end[b] -= half;
             g->place_next[b + 1] += half;
         }
@@ -137,7 +145,8 @@ int pvd_memory_create(struct pvd_guest *g)
     return 0;
 }
 
-void pvd_memory_destroy(struct pvd_guest *g)
+void
+pvd_memory_destroy(struct pvd_guest *g)
 {
     for (uint32_t i = 0; i < g->conf.n_regions; i++) {
         struct pvd_region *r = &g->regions[i];
@@ -152,7 +161,8 @@ void pvd_memory_destroy(struct pvd_guest *g)
 
 /* Place `size` bytes in region `first` or, when it is full there, in the next that has room. 0 when none has.
  */
-static uint64_t place(struct pvd_guest *g, uint32_t first, uint64_t size)
+static uint64_t
+place(struct pvd_guest *g, uint32_t first, uint64_t size)
 {
     for (uint32_t i = 0; i < g->conf.n_regions; i++) {
         uint32_t r = (first + i) % g->conf.n_regions;
@@ -166,7 +176,8 @@ static uint64_t place(struct pvd_guest *g, uint32_t first, uint64_t size)
 }
 
 /* The three parts of a ring in three regions, where there are as many, and its slots over all of them. */
-static int place_queue(struct pvd_queue *q)
+static int
+place_queue(struct pvd_queue *q)
 {
     struct pvd_guest *g = q->guest;
     uint64_t desc = place(g, q->index, desc_bytes(g));
@@ -187,12 +198,13 @@ static int place_queue(struct pvd_queue *q)
         if (gpa == 0) {
             return -ENOMEM;
         }
-        q->slots[i] = (struct pvd_slot){.gpa = gpa, .ptr = pvd_ptr(g, gpa, stride)};
+        q->slots[i] = (struct pvd_slot){ .gpa = gpa, .ptr = pvd_ptr(g, gpa, stride) };
     }
     return 0;
 }
 
-int pvd_memory_place_rings(struct pvd_guest *g)
+int
+pvd_memory_place_rings(struct pvd_guest *g)
 {
     for (uint32_t i = 0; i < g->n_rings; i++) {
         int rc = place_queue(&g->queues[i]);
@@ -204,12 +216,14 @@ int pvd_memory_place_rings(struct pvd_guest *g)
 }
 
 /* The indirect table of a head lies behind the data area of its slot. */
-uint64_t pvd_table_gpa(const struct pvd_queue *q, uint16_t head)
+uint64_t
+pvd_table_gpa(const struct pvd_queue *q, uint16_t head)
 {
     return q->slots[head].gpa + q->slot_size;
 }
 
-static const struct pvd_region *region_of(const struct pvd_guest *g, uint64_t gpa)
+static const struct pvd_region *
+region_of(const struct pvd_guest *g, uint64_t gpa)
 {
     for (uint32_t i = 0; i < g->conf.n_regions; i++) {
         if (gpa >= g->regions[i].gpa && gpa - g->regions[i].gpa < g->regions[i].size) {
@@ -219,7 +233,8 @@ static const struct pvd_region *region_of(const struct pvd_guest *g, uint64_t gp
     return NULL;
 }
 
-uint8_t *pvd_piece(const struct pvd_guest *g, uint64_t gpa, uint32_t *len)
+uint8_t *
+pvd_piece(const struct pvd_guest *g, uint64_t gpa, uint32_t *len)
 {
     const struct pvd_region *r = region_of(g, gpa);
     if (r == NULL) {
@@ -232,7 +247,8 @@ uint8_t *pvd_piece(const struct pvd_guest *g, uint64_t gpa, uint32_t *len)
     return (uint8_t *)(uintptr_t)(r->uva + (gpa - r->gpa));
 }
 
-void pvd_copy_in(const struct pvd_guest *g, uint64_t gpa, const void *src, uint32_t len)
+void
+pvd_copy_in(const struct pvd_guest *g, uint64_t gpa, const void *src, uint32_t len)
 {
     const uint8_t *from = src;
     while (len > 0) {
@@ -245,7 +261,8 @@ void pvd_copy_in(const struct pvd_guest *g, uint64_t gpa, const void *src, uint3
     }
 }
 
-void pvd_copy_out(const struct pvd_guest *g, void *dst, uint64_t gpa, uint32_t len)
+void
+pvd_copy_out(const struct pvd_guest *g, void *dst, uint64_t gpa, uint32_t len)
 {
     uint8_t *to = dst;
     while (len > 0) {
@@ -258,7 +275,8 @@ void pvd_copy_out(const struct pvd_guest *g, void *dst, uint64_t gpa, uint32_t l
     }
 }
 
-void *pvd_ptr(const pvd_guest *guest, uint64_t gpa, uint64_t len)
+void *
+pvd_ptr(const pvd_guest *guest, uint64_t gpa, uint64_t len)
 {
     const struct pvd_region *r = region_of(guest, gpa);
     if (r == NULL || len > r->gpa + r->size - gpa) {
@@ -267,7 +285,8 @@ void *pvd_ptr(const pvd_guest *guest, uint64_t gpa, uint64_t len)
     return (void *)(uintptr_t)(r->uva + (gpa - r->gpa));
 }
 
-uint64_t pvd_gpa(const pvd_guest *guest, const void *ptr)
+uint64_t
+pvd_gpa(const pvd_guest *guest, const void *ptr)
 {
     uint64_t uva = (uint64_t)(uintptr_t)ptr;
     for (uint32_t i = 0; i < guest->conf.n_regions; i++) {
@@ -279,12 +298,14 @@ uint64_t pvd_gpa(const pvd_guest *guest, const void *ptr)
     return 0;
 }
 
-uint64_t pvd_scratch_gpa(const pvd_guest *guest)
+uint64_t
+pvd_scratch_gpa(const pvd_guest *guest)
 {
     return guest->scratch_gpa;
 }
 
-int pvd_truncate_memory(pvd_guest *guest, uint32_t region, uint64_t size)
+int
+pvd_truncate_memory(pvd_guest *guest, uint32_t region, uint64_t size)
 {
     if (region >= guest->conf.n_regions || size > guest->regions[region].size) {
         return -EINVAL;

@@ -8,9 +8,9 @@
 #include <errno.h>
 #include <string.h>
 
-#define GSO_FEATURES                                                                 \
-    (1ull << PVD_F_GUEST_TSO4 | 1ull << PVD_F_GUEST_TSO6 | 1ull << PVD_F_GUEST_UFO | \
-     1ull << PVD_F_GUEST_USO4 | 1ull << PVD_F_GUEST_USO6)
+#define GSO_FEATURES                                                                                            \
+    (1ull << PVD_F_GUEST_TSO4 | 1ull << PVD_F_GUEST_TSO6 | 1ull << PVD_F_GUEST_UFO | 1ull << PVD_F_GUEST_USO4 | \
+     1ull << PVD_F_GUEST_USO6)
 
 struct net_header {
     uint8_t flags;
@@ -25,9 +25,10 @@ struct net_header {
 _Static_assert(sizeof(struct net_header) == PVD_MAX_HDR_LEN, "no padding in the net header");
 
 /* One descriptor where the device must take any layout, else the legacy rule: the header in its own. */
-static struct pvd_layout plain_layout(const struct pvd_guest *g)
+static struct pvd_layout
+plain_layout(const struct pvd_guest *g)
 {
-    struct pvd_layout layout = {0};
+    struct pvd_layout layout = { 0 };
     if (!pvd_has(g, PVD_F_VERSION_1) && !pvd_has(g, PVD_F_ANY_LAYOUT)) {
         layout.n_cuts = 1;
         layout.cuts[0] = g->hdr_len;
@@ -36,8 +37,8 @@ static struct pvd_layout plain_layout(const struct pvd_guest *g)
 }
 
 /* Write `len` bytes at `offset` of the chain's byte string. */
-static void chain_write(const struct pvd_queue *q, uint16_t head, uint32_t offset, const void *src,
-                        uint32_t len)
+static void
+chain_write(const struct pvd_queue *q, uint16_t head, uint32_t offset, const void *src, uint32_t len)
 {
     const uint8_t *from = src;
     for (uint32_t i = 0; len > 0; i++) {
@@ -55,8 +56,8 @@ static void chain_write(const struct pvd_queue *q, uint16_t head, uint32_t offse
     }
 }
 
-int pvd_tx_post(struct pvd_queue *q, const void *hdr, const void *frame, uint32_t len,
-                const struct pvd_layout *layout)
+int
+pvd_tx_post(struct pvd_queue *q, const void *hdr, const void *frame, uint32_t len, const struct pvd_layout *layout)
 {
     static const uint8_t no_hdr[PVD_MAX_HDR_LEN];
     uint32_t hdr_len = q->guest->hdr_len;
@@ -74,8 +75,9 @@ int pvd_tx_post(struct pvd_queue *q, const void *hdr, const void *frame, uint32_
     return 0;
 }
 
-int pvd_tx(pvd_guest *guest, uint32_t pair, const void *hdr, const void *frame, uint32_t len,
-           const struct pvd_layout *layout)
+int
+pvd_tx(pvd_guest *guest, uint32_t pair, const void *hdr, const void *frame, uint32_t len,
+       const struct pvd_layout *layout)
 {
     struct pvd_queue *q = pvd_queue_of(guest, 2 * pair + 1);
     if (q == NULL || guest->mute) {
@@ -88,7 +90,8 @@ int pvd_tx(pvd_guest *guest, uint32_t pair, const void *hdr, const void *frame, 
     return rc;
 }
 
-int pvd_tx_reap_queue(struct pvd_queue *q)
+int
+pvd_tx_reap_queue(struct pvd_queue *q)
 {
     int n = 0;
     for (;;) {
@@ -112,7 +115,8 @@ int pvd_tx_reap_queue(struct pvd_queue *q)
     }
 }
 
-int pvd_tx_reap(pvd_guest *guest, uint32_t pair)
+int
+pvd_tx_reap(pvd_guest *guest, uint32_t pair)
 {
     struct pvd_queue *q = pvd_queue_of(guest, 2 * pair + 1);
     if (q == NULL || guest->mute) {
@@ -121,7 +125,8 @@ int pvd_tx_reap(pvd_guest *guest, uint32_t pair)
     return pvd_tx_reap_queue(q);
 }
 
-int pvd_rx_fill_queue(struct pvd_queue *q, uint32_t max, const struct pvd_layout *layout)
+int
+pvd_rx_fill_queue(struct pvd_queue *q, uint32_t max, const struct pvd_layout *layout)
 {
     uint32_t n = 0;
     q->rx_layout = layout != NULL ? *layout : plain_layout(q->guest);
@@ -140,7 +145,8 @@ int pvd_rx_fill_queue(struct pvd_queue *q, uint32_t max, const struct pvd_layout
     return (int)n;
 }
 
-int pvd_rx_fill(pvd_guest *guest, uint32_t pair, uint32_t max, const struct pvd_layout *layout)
+int
+pvd_rx_fill(pvd_guest *guest, uint32_t pair, uint32_t max, const struct pvd_layout *layout)
 {
     struct pvd_queue *q = pvd_queue_of(guest, 2 * pair);
     if (q == NULL || guest->mute) {
@@ -149,7 +155,8 @@ int pvd_rx_fill(pvd_guest *guest, uint32_t pair, uint32_t max, const struct pvd_
     return pvd_rx_fill_queue(q, max, layout);
 }
 
-static bool guards_intact(const struct pvd_queue *q, uint16_t head)
+static bool
+guards_intact(const struct pvd_queue *q, uint16_t head)
 {
     for (uint32_t i = 0; i < q->chains[head].n_segs; i++) {
         struct pvd_seg seg;
@@ -166,8 +173,8 @@ static bool guards_intact(const struct pvd_queue *q, uint16_t head)
 }
 
 /* Add bytes [skip, used) of a chain to the view. False when the view has no room for so many pieces. */
-static bool view_add(struct pvd_view *v, const struct pvd_queue *q, uint16_t head, uint32_t skip,
-                     uint32_t used)
+static bool
+view_add(struct pvd_view *v, const struct pvd_queue *q, uint16_t head, uint32_t skip, uint32_t used)
 {
     uint32_t at = 0;
     for (uint32_t i = 0; at < used; i++) {
@@ -181,7 +188,7 @@ static bool view_add(struct pvd_view *v, const struct pvd_queue *q, uint16_t hea
                 return false;
             }
             const uint8_t *ptr = pvd_piece(q->guest, seg.gpa + from, &n);
-            v->pieces[v->n_pieces++] = (struct pvd_piece_ref){.ptr = ptr, .len = n};
+            v->pieces[v->n_pieces++] = (struct pvd_piece_ref){ .ptr = ptr, .len = n };
             from += n;
         }
         at += seg.len;
@@ -190,7 +197,8 @@ static bool view_add(struct pvd_view *v, const struct pvd_queue *q, uint16_t hea
     return true;
 }
 
-static void read_header(const struct pvd_queue *q, uint16_t head, struct net_header *h)
+static void
+read_header(const struct pvd_queue *q, uint16_t head, struct net_header *h)
 {
     uint8_t *to = (uint8_t *)h;
     uint32_t left = q->guest->hdr_len;
@@ -206,7 +214,8 @@ static void read_header(const struct pvd_queue *q, uint16_t head, struct net_hea
 }
 
 /* Judge the header of a received frame with `more` further buffers used. PVD_ERR_*. */
-static uint32_t judge_header(const struct pvd_guest *g, const struct net_header *h, uint32_t more)
+static uint32_t
+judge_header(const struct pvd_guest *g, const struct net_header *h, uint32_t more)
 {
     if (h->num_buffers == 0 || h->num_buffers - 1u > more || h->num_buffers > PVD_MAX_PIECES) {
         return PVD_ERR_NUM_BUFFERS;
@@ -225,7 +234,8 @@ static uint32_t judge_header(const struct pvd_guest *g, const struct net_header 
 
 /* Take the next used buffer of a frame into the view. PVD_ERR_*; the buffer is in view->heads unless its id
  * is bad. */
-static int take_buffer(struct pvd_queue *q, struct pvd_view *v, bool guards, uint32_t *used)
+static int
+take_buffer(struct pvd_queue *q, struct pvd_view *v, bool guards, uint32_t *used)
 {
     int head = pvd_used_take(q, used);
     if (head < 0) {
@@ -241,7 +251,8 @@ static int take_buffer(struct pvd_queue *q, struct pvd_view *v, bool guards, uin
     return head;
 }
 
-static int view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
+static int
+view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
 {
     struct pvd_guest *g = q->guest;
     struct net_header h;
@@ -254,13 +265,13 @@ static int view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
         return pvd_fail(q, PVD_ERR_LEN_SHORT);
     }
     read_header(q, (uint16_t)head, &h);
-    v->info = (struct pvd_rx_info){.flags = h.flags,
-                                   .gso_type = h.gso_type,
-                                   .hdr_len = h.hdr_len,
-                                   .gso_size = h.gso_size,
-                                   .csum_start = h.csum_start,
-                                   .csum_offset = h.csum_offset,
-                                   .num_buffers = h.num_buffers};
+    v->info = (struct pvd_rx_info){ .flags = h.flags,
+                                    .gso_type = h.gso_type,
+                                    .hdr_len = h.hdr_len,
+                                    .gso_size = h.gso_size,
+                                    .csum_start = h.csum_start,
+                                    .csum_offset = h.csum_offset,
+                                    .num_buffers = h.num_buffers };
     uint32_t error = judge_header(g, &h, h.num_buffers > 1 ? pvd_used_pending(q) : 0);
     if (error != PVD_ERR_NONE) {
         return pvd_fail(q, error);
@@ -284,12 +295,13 @@ static int view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
  * The next received frame, where it lies. 0; -EAGAIN; -EPROTO with view->info.error. After a failure the
  * buffers taken are free again; after success they are the caller's until pvd_rx_release.
  */
-int pvd_rx_view(struct pvd_queue *q, struct pvd_view *view, bool guards)
+int
+pvd_rx_view(struct pvd_queue *q, struct pvd_view *view, bool guards)
 {
     view->len = 0;
     view->n_pieces = 0;
     view->n_heads = 0;
-    view->info = (struct pvd_rx_info){0};
+    view->info = (struct pvd_rx_info){ 0 };
     int rc = view_build(q, view, guards);
     if (rc < 0) {
         view->info.error = rc == -EPROTO ? q->counters.last_error : PVD_ERR_NONE;
@@ -302,7 +314,8 @@ int pvd_rx_view(struct pvd_queue *q, struct pvd_view *view, bool guards)
 }
 
 /* Give the view's buffers back: posted again as they were (not yet published), or free. */
-void pvd_rx_release(struct pvd_queue *q, const struct pvd_view *view, bool repost)
+void
+pvd_rx_release(struct pvd_queue *q, const struct pvd_view *view, bool repost)
 {
     for (uint32_t i = 0; i < view->n_heads; i++) {
         /* A chain posted raw has no buffer of ours that could be posted again. */
@@ -314,7 +327,8 @@ void pvd_rx_release(struct pvd_queue *q, const struct pvd_view *view, bool repos
     }
 }
 
-int pvd_rx(pvd_guest *guest, uint32_t pair, void *buf, uint32_t cap, struct pvd_rx_info *info)
+int
+pvd_rx(pvd_guest *guest, uint32_t pair, void *buf, uint32_t cap, struct pvd_rx_info *info)
 {
     struct pvd_queue *q = pvd_queue_of(guest, 2 * pair);
     if (q == NULL || guest->mute) {

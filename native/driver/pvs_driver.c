@@ -9,7 +9,8 @@
 
 /* ---- Life ---- */
 
-void pvd_conf_default(struct pvd_conf *conf)
+void
+pvd_conf_default(struct pvd_conf *conf)
 {
     *conf = (struct pvd_conf){
         .queue_size = 256,
@@ -23,26 +24,27 @@ void pvd_conf_default(struct pvd_conf *conf)
     };
 }
 
-static bool conf_valid(const struct pvd_conf *c)
+static bool
+conf_valid(const struct pvd_conf *c)
 {
     uint32_t n = c->queue_size;
-    bool ring =
-        n >= 2 && n <= 32768 && (n & (n - 1)) == 0 && c->queue_pairs >= 1 && c->queue_pairs <= PVD_MAX_PAIRS;
+    bool ring = n >= 2 && n <= 32768 && (n & (n - 1)) == 0 && c->queue_pairs >= 1 && c->queue_pairs <= PVD_MAX_PAIRS;
     bool memory = c->n_regions >= 1 && c->n_regions <= PVD_MAX_REGIONS;
     uint32_t max_buf = 1u << 20;
-    bool buffers = c->rx_buf_size > PVD_MAX_HDR_LEN && c->rx_buf_size <= max_buf &&
-                   c->tx_buf_size > PVD_MAX_HDR_LEN && c->tx_buf_size <= max_buf;
+    bool buffers = c->rx_buf_size > PVD_MAX_HDR_LEN && c->rx_buf_size <= max_buf && c->tx_buf_size > PVD_MAX_HDR_LEN &&
+                   c->tx_buf_size <= max_buf;
     return ring && memory && buffers;
 }
 
-static void set_features(struct pvd_guest *g, uint64_t features)
+static void
+set_features(struct pvd_guest *g, uint64_t features)
 {
     g->conf.features = features;
-    g->hdr_len =
-        pvd_has(g, PVD_F_MRG_RXBUF) || pvd_has(g, PVD_F_VERSION_1) ? PVD_MAX_HDR_LEN : PVD_MAX_HDR_LEN - 2;
+    g->hdr_len = pvd_has(g, PVD_F_MRG_RXBUF) || pvd_has(g, PVD_F_VERSION_1) ? PVD_MAX_HDR_LEN : PVD_MAX_HDR_LEN - 2;
 }
 
-static int build(struct pvd_guest *g)
+static int
+build(struct pvd_guest *g)
 {
     g->view = malloc(sizeof(*g->view));
     g->queues = calloc(g->n_rings, sizeof(*g->queues));
@@ -62,7 +64,8 @@ static int build(struct pvd_guest *g)
     return pvd_memory_place_rings(g);
 }
 
-int pvd_guest_create(const struct pvd_conf *conf, pvd_guest **out)
+int
+pvd_guest_create(const struct pvd_conf *conf, pvd_guest **out)
 {
     *out = NULL;
     if (!conf_valid(conf)) {
@@ -95,7 +98,8 @@ int pvd_guest_create(const struct pvd_conf *conf, pvd_guest **out)
     return 0;
 }
 
-void pvd_guest_destroy(pvd_guest *guest)
+void
+pvd_guest_destroy(pvd_guest *guest)
 {
     if (guest == NULL) {
         return;
@@ -109,7 +113,8 @@ void pvd_guest_destroy(pvd_guest *guest)
     free(guest);
 }
 
-int pvd_guest_reset(pvd_guest *guest, uint64_t features)
+int
+pvd_guest_reset(pvd_guest *guest, uint64_t features)
 {
     uint64_t table = 1ull << PVD_F_INDIRECT_DESC;
     if (guest->mute) {
@@ -129,19 +134,22 @@ int pvd_guest_reset(pvd_guest *guest, uint64_t features)
     return 0;
 }
 
-void pvd_stop(pvd_guest *guest, int stop)
+void
+pvd_stop(pvd_guest *guest, int stop)
 {
     atomic_store_explicit(&guest->stop, stop != 0, memory_order_relaxed);
 }
 
 /* ---- Descriptions ---- */
 
-uint32_t pvd_n_regions(const pvd_guest *guest)
+uint32_t
+pvd_n_regions(const pvd_guest *guest)
 {
     return guest->conf.n_regions;
 }
 
-int pvd_region_get(const pvd_guest *guest, uint32_t i, struct pvd_region *out)
+int
+pvd_region_get(const pvd_guest *guest, uint32_t i, struct pvd_region *out)
 {
     if (i >= guest->conf.n_regions) {
         return -EINVAL;
@@ -150,32 +158,36 @@ int pvd_region_get(const pvd_guest *guest, uint32_t i, struct pvd_region *out)
     return 0;
 }
 
-uint32_t pvd_n_rings(const pvd_guest *guest)
+uint32_t
+pvd_n_rings(const pvd_guest *guest)
 {
     return guest->n_rings;
 }
 
-int pvd_vring_get(const pvd_guest *guest, uint32_t ring, struct pvd_vring *out)
+int
+pvd_vring_get(const pvd_guest *guest, uint32_t ring, struct pvd_vring *out)
 {
     const struct pvd_queue *q = pvd_queue_of(guest, ring);
     if (q == NULL) {
         return -EINVAL;
     }
-    *out = (struct pvd_vring){.num = q->num,
-                              .desc_uva = (uint64_t)(uintptr_t)q->desc,
-                              .avail_uva = (uint64_t)(uintptr_t)q->avail,
-                              .used_uva = (uint64_t)(uintptr_t)q->used,
-                              .kick_fd = q->kick_fd,
-                              .call_fd = q->call_fd};
+    *out = (struct pvd_vring){ .num = q->num,
+                               .desc_uva = (uint64_t)(uintptr_t)q->desc,
+                               .avail_uva = (uint64_t)(uintptr_t)q->avail,
+                               .used_uva = (uint64_t)(uintptr_t)q->used,
+                               .kick_fd = q->kick_fd,
+                               .call_fd = q->call_fd };
     return 0;
 }
 
-uint32_t pvd_hdr_len(const pvd_guest *guest)
+uint32_t
+pvd_hdr_len(const pvd_guest *guest)
 {
     return guest->hdr_len;
 }
 
-int pvd_counters_get(const pvd_guest *guest, uint32_t ring, struct pvd_counters *out)
+int
+pvd_counters_get(const pvd_guest *guest, uint32_t ring, struct pvd_counters *out)
 {
     const struct pvd_queue *q = pvd_queue_of(guest, ring);
     if (q == NULL) {
@@ -189,14 +201,16 @@ int pvd_counters_get(const pvd_guest *guest, uint32_t ring, struct pvd_counters 
 /* ---- Raw access ---- */
 
 /* The ring to touch, or NULL with the errno value why not. */
-static struct pvd_queue *raw(pvd_guest *guest, uint32_t ring, int *error)
+static struct pvd_queue *
+raw(pvd_guest *guest, uint32_t ring, int *error)
 {
     struct pvd_queue *q = pvd_queue_of(guest, ring);
     *error = q == NULL ? -EINVAL : -EFAULT;
     return guest->mute ? NULL : q;
 }
 
-int pvd_desc_get(pvd_guest *guest, uint32_t ring, uint32_t i, struct pvd_desc *out)
+int
+pvd_desc_get(pvd_guest *guest, uint32_t ring, uint32_t i, struct pvd_desc *out)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -207,7 +221,8 @@ int pvd_desc_get(pvd_guest *guest, uint32_t ring, uint32_t i, struct pvd_desc *o
     return 0;
 }
 
-int pvd_desc_set(pvd_guest *guest, uint32_t ring, uint32_t i, const struct pvd_desc *desc)
+int
+pvd_desc_set(pvd_guest *guest, uint32_t ring, uint32_t i, const struct pvd_desc *desc)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -218,7 +233,8 @@ int pvd_desc_set(pvd_guest *guest, uint32_t ring, uint32_t i, const struct pvd_d
     return 0;
 }
 
-int pvd_avail_idx_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
+int
+pvd_avail_idx_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -229,14 +245,16 @@ int pvd_avail_idx_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
     return 0;
 }
 
-int pvd_avail_idx(pvd_guest *guest, uint32_t ring)
+int
+pvd_avail_idx(pvd_guest *guest, uint32_t ring)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
     return q == NULL ? error : atomic_load_explicit(&q->avail->idx, memory_order_relaxed);
 }
 
-int pvd_avail_entry_set(pvd_guest *guest, uint32_t ring, uint32_t i, uint16_t id)
+int
+pvd_avail_entry_set(pvd_guest *guest, uint32_t ring, uint32_t i, uint16_t id)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -247,7 +265,8 @@ int pvd_avail_entry_set(pvd_guest *guest, uint32_t ring, uint32_t i, uint16_t id
     return 0;
 }
 
-int pvd_avail_flags_set(pvd_guest *guest, uint32_t ring, uint16_t flags)
+int
+pvd_avail_flags_set(pvd_guest *guest, uint32_t ring, uint16_t flags)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -258,7 +277,8 @@ int pvd_avail_flags_set(pvd_guest *guest, uint32_t ring, uint16_t flags)
     return 0;
 }
 
-int pvd_used_event_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
+int
+pvd_used_event_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -269,28 +289,32 @@ int pvd_used_event_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
     return 0;
 }
 
-int pvd_used_idx(pvd_guest *guest, uint32_t ring)
+int
+pvd_used_idx(pvd_guest *guest, uint32_t ring)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
     return q == NULL ? error : atomic_load_explicit(&q->used->idx, memory_order_acquire);
 }
 
-int pvd_used_flags(pvd_guest *guest, uint32_t ring)
+int
+pvd_used_flags(pvd_guest *guest, uint32_t ring)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
     return q == NULL ? error : atomic_load_explicit(&q->used->flags, memory_order_relaxed);
 }
 
-int pvd_avail_event(pvd_guest *guest, uint32_t ring)
+int
+pvd_avail_event(pvd_guest *guest, uint32_t ring)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
     return q == NULL ? error : atomic_load_explicit(q->avail_event, memory_order_relaxed);
 }
 
-int pvd_used_entry(pvd_guest *guest, uint32_t ring, uint32_t i, uint32_t *id, uint32_t *len)
+int
+pvd_used_entry(pvd_guest *guest, uint32_t ring, uint32_t i, uint32_t *id, uint32_t *len)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -302,7 +326,8 @@ int pvd_used_entry(pvd_guest *guest, uint32_t ring, uint32_t i, uint32_t *id, ui
     return 0;
 }
 
-int pvd_raw_post(pvd_guest *guest, uint32_t ring, uint16_t head)
+int
+pvd_raw_post(pvd_guest *guest, uint32_t ring, uint16_t head)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);
@@ -323,7 +348,8 @@ int pvd_raw_post(pvd_guest *guest, uint32_t ring, uint16_t head)
     return 0;
 }
 
-int pvd_raw_take(pvd_guest *guest, uint32_t ring, uint32_t *id, uint32_t *len)
+int
+pvd_raw_take(pvd_guest *guest, uint32_t ring, uint32_t *id, uint32_t *len)
 {
     int error;
     struct pvd_queue *q = raw(guest, ring, &error);

@@ -46,8 +46,7 @@ typedef struct pvd_guest pvd_guest;
 #define PVD_F_GUEST_USO6    55
 
 /* pvd_conf.flags */
-#define PVD_CONF_ADJACENT \
-    1 /* regions follow each other in GPA without a hole, so that a buffer can straddle two */
+#define PVD_CONF_ADJACENT    1 /* regions follow each other in GPA without a hole, so that a buffer can straddle two */
 #define PVD_CONF_ONE_FILE    2 /* all regions in one file, at different offsets, instead of a file each */
 #define PVD_CONF_AUTO_REFILL 4 /* pvd_rx posts the buffers that it has emptied again */
 
@@ -272,8 +271,8 @@ int pvd_generate(pvd_guest *tx, pvd_guest **rx, uint32_t n_rx, const struct pvd_
  * `interval_ns`. out[i] is the time of both ways in ns, UINT64_MAX for a loss (conf.stall_ns is the
  * patience). How many came back, or an error as of pvd_generate.
  */
-int pvd_pingpong(pvd_guest *a, pvd_guest *b, const struct pvd_gen_conf *conf, uint32_t count,
-                 uint64_t interval_ns, uint64_t *out);
+int pvd_pingpong(pvd_guest *a, pvd_guest *b, const struct pvd_gen_conf *conf, uint32_t count, uint64_t interval_ns,
+                 uint64_t *out);
 /*
  * From any thread: the run that sends from `guest` (pingpong: from a) ends soon. Lasts until taken back with
  * `stop` 0, so that a run about to begin ends as well.

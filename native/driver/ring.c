@@ -19,7 +19,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-int pvd_queue_create(struct pvd_guest *g, uint32_t index)
+int
+pvd_queue_create(struct pvd_guest *g, uint32_t index)
 {
     struct pvd_queue *q = &g->queues[index];
     uint32_t num = g->conf.queue_size;
@@ -44,15 +45,17 @@ int pvd_queue_create(struct pvd_guest *g, uint32_t index)
     return 0;
 }
 
-static void forget_chains(struct pvd_queue *q)
+static void
+forget_chains(struct pvd_queue *q)
 {
     for (uint32_t i = 0; q->chains != NULL && i < q->num; i++) {
         free(q->chains[i].segs);
-        q->chains[i] = (struct pvd_chain){0};
+        q->chains[i] = (struct pvd_chain){ 0 };
     }
 }
 
-void pvd_queue_destroy(struct pvd_queue *q)
+void
+pvd_queue_destroy(struct pvd_queue *q)
 {
     forget_chains(q);
     free(q->free_ids);
@@ -68,7 +71,8 @@ void pvd_queue_destroy(struct pvd_queue *q)
     }
 }
 
-void pvd_queue_reset(struct pvd_queue *q)
+void
+pvd_queue_reset(struct pvd_queue *q)
 {
     forget_chains(q);
     memset(q->desc, 0, q->num * sizeof(*q->desc));
@@ -83,10 +87,11 @@ void pvd_queue_reset(struct pvd_queue *q)
     q->kicked = 0;
     q->last_used = 0;
     q->event_idx = pvd_has(q->guest, PVD_F_EVENT_IDX);
-    q->counters = (struct pvd_counters){0};
+    q->counters = (struct pvd_counters){ 0 };
 }
 
-static uint16_t take_id(struct pvd_queue *q, bool shuffle)
+static uint16_t
+take_id(struct pvd_queue *q, bool shuffle)
 {
     if (shuffle) {
         uint32_t pick = (q->free_head + pvd_random(q->guest, q->free_count)) & q->mask;
@@ -100,14 +105,16 @@ static uint16_t take_id(struct pvd_queue *q, bool shuffle)
     return id;
 }
 
-static void give_id(struct pvd_queue *q, uint16_t id)
+static void
+give_id(struct pvd_queue *q, uint16_t id)
 {
     q->free_ids[(q->free_head + q->free_count) & q->mask] = id;
     q->free_count++;
 }
 
 /* The lengths of the pieces that the layout's cuts make of `len` bytes. */
-static uint32_t cut(const struct pvd_layout *layout, uint32_t len, uint32_t *lens)
+static uint32_t
+cut(const struct pvd_layout *layout, uint32_t len, uint32_t *lens)
 {
     uint32_t n = 0;
     uint32_t at = 0;
@@ -123,8 +130,8 @@ static uint32_t cut(const struct pvd_layout *layout, uint32_t len, uint32_t *len
 
 /* Where a chain's first byte goes: into the head's slot, or so that its middle lies on a free border of two
  * regions. */
-static uint64_t pick_place(struct pvd_queue *q, uint16_t head, uint32_t extent, bool straddle,
-                           uint8_t *bridge)
+static uint64_t
+pick_place(struct pvd_queue *q, uint16_t head, uint32_t extent, bool straddle, uint8_t *bridge)
 {
     *bridge = 0;
     for (uint32_t b = 0; straddle && b < q->guest->n_bridges; b++) {
@@ -138,7 +145,8 @@ static uint64_t pick_place(struct pvd_queue *q, uint16_t head, uint32_t extent, 
     return q->slots[head].gpa;
 }
 
-static void write_guard(const struct pvd_queue *q, uint64_t gpa)
+static void
+write_guard(const struct pvd_queue *q, uint64_t gpa)
 {
     uint8_t guard[PVD_GUARD_LEN];
     memset(guard, PVD_GUARD_BYTE, sizeof(guard));
@@ -147,7 +155,8 @@ static void write_guard(const struct pvd_queue *q, uint64_t gpa)
 
 /* Lay the pieces out, each with a guard behind it: so they never touch, and a device that writes too far is
  * seen. */
-static int place_segs(struct pvd_queue *q, uint16_t head, const uint32_t *lens, bool straddle)
+static int
+place_segs(struct pvd_queue *q, uint16_t head, const uint32_t *lens, bool straddle)
 {
     struct pvd_chain *c = &q->chains[head];
     uint64_t gpa = pick_place(q, head, c->len + c->n_segs * PVD_GUARD_LEN, straddle, &c->bridge);
@@ -162,7 +171,7 @@ static int place_segs(struct pvd_queue *q, uint16_t head, const uint32_t *lens, 
         return -ENOMEM;
     }
     for (uint32_t i = 0; i < c->n_segs; i++) {
-        c->segs[i] = (struct pvd_seg){.gpa = gpa, .len = lens[i]};
+        c->segs[i] = (struct pvd_seg){ .gpa = gpa, .len = lens[i] };
         write_guard(q, gpa + lens[i]);
         gpa += lens[i] + PVD_GUARD_LEN;
     }
@@ -173,7 +182,8 @@ static int place_segs(struct pvd_queue *q, uint16_t head, const uint32_t *lens, 
  * Take descriptors for `len` bytes laid out as said, without making them available yet. The head, or -ENOSPC,
  * -EINVAL, -ENOMEM.
  */
-int pvd_chain_build(struct pvd_queue *q, uint32_t len, const struct pvd_layout *layout)
+int
+pvd_chain_build(struct pvd_queue *q, uint32_t len, const struct pvd_layout *layout)
 {
     uint32_t lens[PVD_MAX_SEGS];
     bool indirect = (layout->flags & PVD_LAYOUT_INDIRECT) != 0;
@@ -199,11 +209,11 @@ int pvd_chain_build(struct pvd_queue *q, uint32_t len, const struct pvd_layout *
         id = q->link[id];
     }
     struct pvd_chain *c = &q->chains[head];
-    *c = (struct pvd_chain){.len = len,
-                            .n_segs = (uint16_t)n_segs,
-                            .n_desc = (uint16_t)n_desc,
-                            .direct = (uint16_t)direct,
-                            .shuffle = shuffle};
+    *c = (struct pvd_chain){ .len = len,
+                             .n_segs = (uint16_t)n_segs,
+                             .n_desc = (uint16_t)n_desc,
+                             .direct = (uint16_t)direct,
+                             .shuffle = shuffle };
     int rc = place_segs(q, head, lens, (layout->flags & PVD_LAYOUT_STRADDLE) != 0);
     if (rc != 0) {
         pvd_chain_free(q, head);
@@ -212,18 +222,20 @@ int pvd_chain_build(struct pvd_queue *q, uint32_t len, const struct pvd_layout *
     return head;
 }
 
-void pvd_chain_seg(const struct pvd_queue *q, uint16_t head, uint32_t i, struct pvd_seg *out)
+void
+pvd_chain_seg(const struct pvd_queue *q, uint16_t head, uint32_t i, struct pvd_seg *out)
 {
     const struct pvd_chain *c = &q->chains[head];
     if (c->segs != NULL) {
         *out = c->segs[i];
     } else {
-        *out = (struct pvd_seg){.gpa = q->slots[head].gpa, .len = c->len};
+        *out = (struct pvd_seg){ .gpa = q->slots[head].gpa, .len = c->len };
     }
 }
 
 /* The table's first entry is entry 0; the others may be anywhere in it, as `next` says. */
-static void write_table(struct pvd_queue *q, uint16_t head)
+static void
+write_table(struct pvd_queue *q, uint16_t head)
 {
     const struct pvd_chain *c = &q->chains[head];
     uint32_t n = (uint32_t)c->n_segs - c->direct;
@@ -251,22 +263,23 @@ static void write_table(struct pvd_queue *q, uint16_t head)
     }
 }
 
-static void write_descriptors(struct pvd_queue *q, uint16_t head)
+static void
+write_descriptors(struct pvd_queue *q, uint16_t head)
 {
     const struct pvd_chain *c = &q->chains[head];
     uint16_t write = q->writable ? PVD_DESC_WRITE : 0;
     uint16_t id = head;
     for (uint32_t i = 0; i < c->n_desc; i++) {
-        struct pvd_desc d = {0};
+        struct pvd_desc d = { 0 };
         if (i < c->direct) {
             struct pvd_seg seg;
             pvd_chain_seg(q, head, i, &seg);
-            d = (struct pvd_desc){.addr = seg.gpa, .len = seg.len, .flags = write};
+            d = (struct pvd_desc){ .addr = seg.gpa, .len = seg.len, .flags = write };
         } else {
             uint32_t n = (uint32_t)c->n_segs - c->direct;
-            d = (struct pvd_desc){.addr = pvd_table_gpa(q, head),
-                                  .len = n * (uint32_t)sizeof(struct pvd_desc),
-                                  .flags = PVD_DESC_INDIRECT};
+            d = (struct pvd_desc){ .addr = pvd_table_gpa(q, head),
+                                   .len = n * (uint32_t)sizeof(struct pvd_desc),
+                                   .flags = PVD_DESC_INDIRECT };
             write_table(q, head);
         }
         if (i + 1 < c->n_desc) {
@@ -279,7 +292,8 @@ static void write_descriptors(struct pvd_queue *q, uint16_t head)
 }
 
 /* Write the chain's descriptors and its avail entry; pvd_publish shows them to the device. */
-void pvd_chain_post(struct pvd_queue *q, uint16_t head)
+void
+pvd_chain_post(struct pvd_queue *q, uint16_t head)
 {
     write_descriptors(q, head);
     q->chains[head].state = PVD_IN_FLIGHT;
@@ -289,7 +303,8 @@ void pvd_chain_post(struct pvd_queue *q, uint16_t head)
     q->counters.posted++;
 }
 
-void pvd_chain_free(struct pvd_queue *q, uint16_t head)
+void
+pvd_chain_free(struct pvd_queue *q, uint16_t head)
 {
     struct pvd_chain *c = &q->chains[head];
     uint16_t id = head;
@@ -304,15 +319,17 @@ void pvd_chain_free(struct pvd_queue *q, uint16_t head)
     if (c->segs != NULL) {
         free(c->segs);
     }
-    *c = (struct pvd_chain){0};
+    *c = (struct pvd_chain){ 0 };
 }
 
-void pvd_publish(struct pvd_queue *q)
+void
+pvd_publish(struct pvd_queue *q)
 {
     atomic_store_explicit(&q->avail->idx, q->avail_idx, memory_order_release);
 }
 
-static void write_kick(const struct pvd_queue *q)
+static void
+write_kick(const struct pvd_queue *q)
 {
     uint64_t one = 1;
     /* EAGAIN means that the counter is full, so that the device has been told often enough. */
@@ -322,7 +339,8 @@ static void write_kick(const struct pvd_queue *q)
 
 /* Kick if something was published since the last decision and the device wants to know
  * (sections 2.7.7, 2.7.10). */
-int pvd_queue_kick(struct pvd_queue *q)
+int
+pvd_queue_kick(struct pvd_queue *q)
 {
     uint16_t old = q->kicked;
     bool wanted = false;
@@ -347,7 +365,8 @@ int pvd_queue_kick(struct pvd_queue *q)
     return 1;
 }
 
-int pvd_kick(pvd_guest *guest, uint32_t ring)
+int
+pvd_kick(pvd_guest *guest, uint32_t ring)
 {
     struct pvd_queue *q = pvd_queue_of(guest, ring);
     if (q == NULL || guest->mute) {
@@ -356,7 +375,8 @@ int pvd_kick(pvd_guest *guest, uint32_t ring)
     return pvd_queue_kick(q);
 }
 
-int pvd_kick_force(pvd_guest *guest, uint32_t ring)
+int
+pvd_kick_force(pvd_guest *guest, uint32_t ring)
 {
     struct pvd_queue *q = pvd_queue_of(guest, ring);
     if (q == NULL) {
@@ -368,7 +388,8 @@ int pvd_kick_force(pvd_guest *guest, uint32_t ring)
     return 0;
 }
 
-int pvd_call_arm(pvd_guest *guest, uint32_t ring)
+int
+pvd_call_arm(pvd_guest *guest, uint32_t ring)
 {
     struct pvd_queue *q = pvd_queue_of(guest, ring);
     if (q == NULL || guest->mute) {
@@ -383,7 +404,8 @@ int pvd_call_arm(pvd_guest *guest, uint32_t ring)
     return atomic_load_explicit(&q->used->idx, memory_order_acquire) != q->last_used;
 }
 
-int pvd_call_disarm(pvd_guest *guest, uint32_t ring)
+int
+pvd_call_disarm(pvd_guest *guest, uint32_t ring)
 {
     struct pvd_queue *q = pvd_queue_of(guest, ring);
     if (q == NULL || guest->mute) {
@@ -399,7 +421,8 @@ int pvd_call_disarm(pvd_guest *guest, uint32_t ring)
 }
 
 /* Note a violation; the reason stays readable in the counters. */
-int pvd_fail(struct pvd_queue *q, uint32_t error)
+int
+pvd_fail(struct pvd_queue *q, uint32_t error)
 {
     q->counters.errors++;
     q->counters.last_error = error;
@@ -407,7 +430,8 @@ int pvd_fail(struct pvd_queue *q, uint32_t error)
 }
 
 /* How many used entries wait to be taken. May be more than are in flight: pvd_used_take judges that. */
-uint32_t pvd_used_pending(struct pvd_queue *q)
+uint32_t
+pvd_used_pending(struct pvd_queue *q)
 {
     return (uint16_t)(atomic_load_explicit(&q->used->idx, memory_order_acquire) - q->last_used);
 }
@@ -417,7 +441,8 @@ uint32_t pvd_used_pending(struct pvd_queue *q)
  * -EPROTO when the entry is wrong; it is skipped then, except when the index itself is wrong, as skipping
  * would never end. The chain stays the caller's to free or post again.
  */
-int pvd_used_take(struct pvd_queue *q, uint32_t *len)
+int
+pvd_used_take(struct pvd_queue *q, uint32_t *len)
 {
     uint32_t pending = pvd_used_pending(q);
     if (pending == 0) {

@@ -124,15 +124,15 @@ pvs_split_chain(struct pvs_vq *vq, uint16_t head, bool writable, struct pvs_seg 
         return PVS_BROKEN_HEAD_RANGE;
     for (;;) {
         struct vring_desc d = desc_read(table.base, i);
-        if (++chain->walked > vq->num || chain->walked > PVS_MAX_SEGS)
-            return PVS_BROKEN_CHAIN_LONG;
-        if (d.flags & VRING_DESC_F_INDIRECT) {
+        if (d.flags & VRING_DESC_F_INDIRECT) { /* at most once: tables don't nest */
             enum pvs_broken broken = enter_indirect(vq, &d, &table);
             if (broken != PVS_BROKEN_NONE)
                 return broken;
             i = 0;
             continue;
         }
+        if (++chain->walked > vq->num || chain->walked > PVS_MAX_SEGS)
+            return PVS_BROKEN_CHAIN_LONG;
         chain->wrong_direction |= ((d.flags & VRING_DESC_F_WRITE) != 0) != writable;
         if (d.len != 0 && !chain->truncated) {
             uint32_t room = cap - chain->n;

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Guest` over a real vhost-user socket, against a slow switch of two ports made of the reference device."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pvswitch import driver
+from pvswitch.driver import Layout, Load
+from pvswitch.guest import DRIVER_FEATURES, FRONTEND_PROTOCOL_FEATURES, Guest, GuestError
+from pvswitch.vhost_user.backend import Region, RingNotReady, RingSetup
+from pvswitch.vhost_user.features import Feature, ProtocolFeature
+from pvswitch.vhost_user.messages import Request, VringState
+from pvswitch.vhost_user.server import VhostUserServer
+from pvswitch.vhost_user.session import Offer
+from tests.oracle import ReferenceDevice
+
+OFFER = Offer(
+    features=int(DRIVER_FEATURES | Feature.PROTOCOL_FEATURES), protocol_features=int(FRONTEND_PROTOCOL_FEATURES)
+)
+
+
+class SlowPort:
+    """A back end: what its guest sends goes to `peer`, what doesn't fit there is dropped."""
+
+    def __init__(self) -> None:
+        self.peer = self
+        self.features = 0
+        self.mtu = 0
+        self.regions: list[driver.Region] = []
+        self.setups: dict[int, RingSetup] = {}
+        self.device: ReferenceDevice | None = None
+
+    async def replace_memory(self, regions: Sequence[Region]) -> None:
+        old, self.regions = self.regions, [_copy(region) for region in regions]
+        for region in old:
+            os.close(region.fd)
+
+    async def add_region(self, region: Region) -> None:
+        self.regions.append(_copy(region))
+
+    async def remove_region(self, region: Region) -> None:
+        raise OSError("not needed here")
+
+    async def start_ring(self, ring: RingSetup) -> None:
+        if not any(r.uva <= ring.desc < r.uva + r.size for r in self.regions):
+            raise RingNotReady
+        fds = {"kick_fd": os.dup(ring.kick_fd or 0), "call_fd": os.dup(ring.call_fd or 0)}
+        self.setups[ring.index] = replace(ring, **fds)  # type: ignore[arg-type]
+        if len(self.setups) == 2:
+            rx, tx = (_vring(self.setups[i]) for i in (0, 1))
+            bases = (self.setups[0].base, self.setups[1].base)
+            self.device = ReferenceDevice(self.regions, rx, tx, self.features, base=bases)
+            asyncio.get_running_loop().add_reader(tx.kick_fd, self.pump)
+            self.pump()
+
+    async def stop_ring(self, index: int) -> int:
+        assert self.device is not None
+        base = (self.device.rx, self.device.tx)[index].last_avail
+        self._drop_ring(index)
+        return base
+
+    def _drop_ring(self, index: int) -> None:
+        setup = self.setups.pop(index)
+        asyncio.get_running_loop().remove_reader(setup.kick_fd or 0)
+        for fd in (setup.kick_fd, setup.call_fd):
+            os.close(fd or 0)
+        if not self.setups and self.device is not None:
+            self.device.close()
+            self.device = None
+
+    async def enable_ring(self, index: int, enabled: bool) -> None: ...
+
+    async def set_call(self, index: int, fd: int | None) -> None:
+        old = self.setups[index]
+        self.setups[index] = replace(old, call_fd=os.dup(fd or 0))
+        os.close(old.call_fd or 0)
+        if self.device is not None:
+            ring = (self.device.rx, self.device.tx)[index]
+            ring.vring = _vring(self.setups[index])
+            os.eventfd_write(ring.vring.call_fd, 1)
+
+    async def rarp(self, mac: bytes) -> None:
+        if self.peer.device is not None:
+            self.peer.device.give(b"\xff" * 6 + mac + b"\x80\x35" + bytes(46))
+
+    async def set_mtu(self, mtu: int) -> None:
+        self.mtu = mtu
+
+    def features_set(self, features: int) -> None:
+        self.features = features
+
+    async def disconnected(self) -> None:
+        for index in list(self.setups):
+            self._drop_ring(index)
+        for region in self.regions:
+            os.close(region.fd)
+        self.regions = []
+
+    def pump(self) -> None:
+        if self.device is None or len(self.setups) < 2:
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.setups[1].kick_fd or 0)
+        self.device.tx.ask_for_kicks(True)
+        while (taken := self.device.take()) is not None:
+            self.device.tx.ask_for_kicks(True)
+            if self.peer.device is not None:
+                self.peer.device.give(taken[1])
+
+
+def _copy(region: Region) -> driver.Region:
+    return driver.Region(region.gpa, region.size, region.uva, region.offset, os.dup(region.fd))
+
+
+def _vring(ring: RingSetup) -> driver.Vring:
+    return driver.Vring(ring.num, ring.desc, ring.avail, ring.used, ring.kick_fd or 0, ring.call_fd or 0)
+
+
+class Bench:
+    """Two ports that are each other's peer, with their servers."""
+
+    def __init__(self, path: Path, offer: Offer) -> None:
+        self.ports = [SlowPort(), SlowPort()]
+        self.ports[0].peer, self.ports[1].peer = self.ports[1], self.ports[0]
+        self.paths = [path / "a.sock", path / "b.sock"]
+        self.servers = [
+            VhostUserServer(p, offer=offer, backend=port) for p, port in zip(self.paths, self.ports, strict=True)
+        ]
+
+
+@asynccontextmanager
+async def bench(path: Path, offer: Offer = OFFER) -> AsyncIterator[Bench]:
+    b = Bench(path, offer)
+    async with AsyncExitStack() as stack:
+        for server in b.servers:
+            await server.start()
+            stack.push_async_callback(server.close)
+        yield b
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what has no event of its own; TimeoutError after 10 s."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def exchange(a: Guest, b: Guest, count: int = 5) -> None:
+    for i in range(count):
+        frame = b.mac + a.mac + b"\x88\xb5" + bytes([i]) * 60
+        await a.send(frame)
+        assert await b.recv() == frame
+        await b.send(frame[::-1])
+        assert await a.recv() == frame[::-1]
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        DRIVER_FEATURES,
+        DRIVER_FEATURES & ~Feature.MRG_RXBUF,
+        DRIVER_FEATURES & ~Feature.EVENT_IDX,
+        DRIVER_FEATURES & ~Feature.INDIRECT_DESC,
+        Feature.MRG_RXBUF,
+        0,
+    ],
+)
+async def test_frames_go_both_ways(tmp_path: Path, features: int) -> None:
+    async with (
+        bench(tmp_path) as b,
+        Guest(b.paths[0], features=features, regions=3, adjacent=True) as left,
+        Guest(b.paths[1], features=features, queue_size=16) as right,
+    ):
+        assert left.features == features | Feature.PROTOCOL_FEATURES
+        assert b.ports[0].features == left.features
+        assert left.low.hdr_len == (12 if features & (Feature.MRG_RXBUF | Feature.VERSION_1) else 10)
+        await exchange(left, right, 40)
+        await left.drain()
+        assert right.low.counters(0).errors == 0
+
+
+@pytest.mark.parametrize("protocol", [0, ProtocolFeature.REPLY_ACK, FRONTEND_PROTOCOL_FEATURES])
+async def test_every_way_to_share_memory(tmp_path: Path, protocol: int) -> None:
+    async with (
+        bench(tmp_path) as b,
+        Guest(b.paths[0], protocol_features=protocol, regions=8, mtu=9000) as left,
+        Guest(b.paths[1], protocol_features=protocol, one_file=True, regions=2) as right,
+    ):
+        assert left.protocol == protocol
+        await exchange(left, right)
+        assert len(b.ports[0].regions) == 8
+        assert b.ports[0].mtu == (9000 if protocol & ProtocolFeature.NET_MTU else 0)
+
+
+async def test_without_protocol_features(tmp_path: Path) -> None:
+    offer = Offer(features=int(DRIVER_FEATURES), protocol_features=0)
+    async with bench(tmp_path, offer) as b, Guest(b.paths[0]) as left, Guest(b.paths[1]) as right:
+        assert left.protocol == 0
+        await exchange(left, right)
+
+
+async def test_stop_and_start_go_on_where_they_were(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0]) as left, Guest(b.paths[1]) as right:
+        await exchange(left, right, 3)
+        assert await left.stop() == [3, 3]
+        await left.start()
+        await exchange(left, right)
+
+
+async def test_reboot_begins_anew(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0]) as left, Guest(b.paths[1]) as right:
+        await exchange(left, right, 3)
+        await left.restart()
+        await exchange(left, right, 2)
+        assert left.low.used_idx(1) == 2
+
+
+async def test_reconnect_resumes_at_used(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0]) as left, Guest(b.paths[1]) as right:
+        await exchange(left, right, 3)
+        await b.servers[0].hang_up()
+        await left.wait_hang_up()
+        assert not left.started
+        await left.reconnect()
+        assert left.bases == [3, 3]
+        await exchange(left, right)
+
+
+async def test_memory_not_shared_looks_empty(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0], share=False) as left:
+        await left.send(bytes(60))
+        device = b.ports[0].device
+        assert device is not None
+        assert (device.tx.pending(), device.rx.pending()) == (0, 0)
+        assert left.low.counters(1).in_flight == 1
+
+
+async def test_kill_leaves_nothing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[1]) as right:
+        before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for _ in range(3):
+            left = Guest(b.paths[0], regions=3)
+            await left.connect()
+            await exchange(left, right, 1)
+            left.kill()
+            left.kill()
+            await eventually(lambda: b.servers[0].peer is None)
+        assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_refusals_are_errors(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        guest = Guest(b.paths[0])
+        with pytest.raises(GuestError, match="never connected"):
+            guest.recv_nowait()
+        await guest.connect(start=False)
+        with pytest.raises(GuestError, match="refused SET_VRING_NUM"):
+            await guest.request(Request.SET_VRING_NUM, VringState(0, 3))
+        await guest.close()
+        with pytest.raises(GuestError, match="isn't connected"):
+            await guest.request(Request.GET_FEATURES)
+        with pytest.raises(OSError, match="No such file"):
+            await Guest(tmp_path / "nobody").connect()
+
+
+async def test_recv_times_out_and_misses_no_call(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0]) as left, Guest(b.paths[1], queue_size=4) as right:
+        with pytest.raises(TimeoutError):
+            await right.recv(timeout=0.01)
+
+        def received(count: int) -> bool:
+            return right.low.counters(0).frames >= count
+
+        async def send() -> None:
+            for i in range(300):
+                await left.send(i.to_bytes(2, "big") * 30, layout=Layout(cuts=(12,), indirect=True))
+                await left.drain()
+                await eventually(partial(received, i + 1))
+
+        sender = asyncio.create_task(send())
+        for i in range(300):
+            assert await right.recv() == i.to_bytes(2, "big") * 30
+        await sender
+
+
+async def test_send_waits_for_room(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0], queue_size=4) as left, Guest(b.paths[1]) as right:
+        for i in range(50):
+            await left.send(bytes([i]) * 60, kick=False)
+        left.low.kick(1)
+        assert [(await right.recv())[0] for _ in range(50)] == list(range(50))
+
+
+async def test_announce_sends_a_rarp(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0]) as left, Guest(b.paths[1]) as right:
+        await left.announce()
+        assert (await right.recv())[6:14] == left.mac + b"\x80\x35"
+
+
+async def test_load_and_latency(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b, Guest(b.paths[0]) as left, Guest(b.paths[1]) as right:
+        load = Load(right.mac, left.mac, frames=500, level=2, len=300, window=32, stall=5.0)
+        result = await left.generate([right], load)
+        assert (result.sent, result.received, result.corrupted, result.errors) == (500, 500, 0, 0)
+        times = await left.pingpong(right, 10)
+        assert None not in times
