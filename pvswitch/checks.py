@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks between parts of a configuration: references, duplicates, what only fits together.
+
+Called by `SwitchConfig` once every single value is right (and by `validation.parse`, through it,
+with the wrong values left out).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pvswitch.errors import FieldError
+
+if TYPE_CHECKING:
+    from pvswitch.model import SwitchConfig
+
+MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final NUL
+
+
+def cross_errors(config: SwitchConfig) -> list[FieldError]:
+    """Return every error that takes more than one value to see."""
+    return [*_bridge_errors(config), *_fdb_errors(config), *_socket_errors(config)]
+
+
+def _bridge_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    names = ", ".join(config.bridges)
+    for name, port in config.ports.items():
+        if port.bridge is None:
+            message = f"must name its bridge, as there are several: {names}"
+        elif port.bridge not in config.bridges:
+            message = f"there is no bridge {port.bridge!r}: declare it under `bridges`, or use one of {names}"
+        else:
+            continue
+        errors.append(FieldError(("ports", name, "bridge"), message))
+    return errors
+
+
+def _fdb_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    for bridge, settings in config.bridges.items():
+        seen: set[tuple[int, str]] = set()
+        for i, entry in enumerate(settings.fdb):
+            if not entry.mac:  # stands for an entry with errors of its own
+                continue
+            loc = ("bridges", bridge, "fdb", i)
+            port = config.ports.get(entry.port)
+            if port is None:
+                errors.append(FieldError((*loc, "port"), f"there is no port {entry.port!r}"))
+            elif port.bridge != bridge:
+                errors.append(
+                    FieldError((*loc, "port"), f"port {entry.port!r} is on bridge {port.bridge!r}, not on this one")
+                )
+            if (entry.vid, entry.mac) in seen:
+                errors.append(FieldError((*loc, "mac"), f"{entry.mac} has a static entry already: keep one"))
+            seen.add((entry.vid, entry.mac))
+        if len(settings.fdb) > settings.fdb_size:
+            errors.append(
+                FieldError(("bridges", bridge, "fdb"), f"has more static entries than fdb_size, {settings.fdb_size}")
+            )
+    return errors
+
+
+def _socket_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    owner: dict[Path, str] = {}
+    sockets: list[tuple[tuple[str, ...], Path | None, str]] = [(("api", "socket"), config.api.socket, "the API")]
+    sockets += [(("ports", name, "socket"), port.socket, f"port {name!r}") for name, port in config.ports.items()]
+    for loc, path, user in sockets:
+        if path is None:  # its directory is wrong, and says so itself
+            continue
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            message = f"{path} is longer than the {MAX_SOCKET_PATH} bytes of a socket path: use a shorter folder"
+            errors.append(FieldError(loc, message))
+        if path in owner:
+            errors.append(FieldError(loc, f"{path} is the socket of {owner[path]} already"))
+        owner.setdefault(path, user)
+    return errors

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one configuration to the next: the difference, and its application as a whole or not at all.
+
+`plan(old, new)` is pure. `Controller` owns the configuration that is in force and is the only one
+to change it, one change at a time: prepare (everything that can fail), commit (cannot fail), then
+retire what is no longer used. What stands behind it is a `Dataplane`: `pvswitch.ports` in a running
+switch, a fake one in tests. Used by the API and the daemon, on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Protocol
+
+from pvswitch.errors import ApplyError, PvswitchError
+from pvswitch.model import (
+    Change,
+    ConfigModel,
+    FdbEntry,
+    Plan,
+    Port,
+    PortState,
+    PortStats,
+    SwitchConfig,
+    WorkerPerf,
+)
+
+
+class Dataplane(Protocol):
+    """What carries a configuration out, and knows the state."""
+
+    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> object:
+        """Do all that can fail; raises ApplyError, with everything undone, when something does."""
+
+    async def commit(self, prepared: object) -> None:
+        """Put what was prepared in force; cannot fail."""
+
+    async def retire(self, prepared: object) -> None:
+        """Free what is no longer used."""
+
+    def port_state(self, name: str) -> PortState:
+        """Return what a port is doing."""
+
+    def port_stats(self, name: str) -> PortStats:
+        """Return a port's counters."""
+
+    def fdb(self, bridge: str) -> list[FdbEntry]:
+        """Return a bridge's addresses, static ones included."""
+
+    def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
+        """Forget dynamic entries that match everything given; return how many."""
+
+    def totals(self) -> dict[str, int]:
+        """Return counters of the whole switch."""
+
+    def perf(self) -> list[WorkerPerf]:
+        """Return what each worker spends."""
+
+    def ready(self) -> bool:
+        """Return whether frames are being forwarded."""
+
+
+class StaleError(PvswitchError):
+    """The configuration has changed since the caller read it; nothing was changed (HTTP 412)."""
+
+
+def etag_of(config: SwitchConfig) -> str:
+    """Return the hash of the canonical document: equal for equal configurations, in any run."""
+    canonical = json.dumps(config.document(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+# ---- the difference ----
+
+
+def plan(old: SwitchConfig, new: SwitchConfig) -> Plan:
+    """Return the ordered steps from `old` to `new`; none when they are equal.
+
+    The order lets every step find what it needs: ports go before the bridges they leave, and
+    bridges are there before the ports that join them.
+    """
+    return Plan(
+        changes=(
+            *_settings(old, new),
+            *(_removed("port", name, disruptive=True) for name in old.ports if name not in new.ports),
+            *(_added("bridge", name, "") for name in new.bridges if name not in old.bridges),
+            *_changed("bridge", old.bridges, new.bridges, frozenset()),
+            *_changed("port", old.ports, new.ports, Port.DISRUPTIVE),
+            *(
+                _added("port", name, f" on bridge {new.port_bridge(name)}")
+                for name in new.ports
+                if name not in old.ports
+            ),
+            *(_removed("bridge", name, disruptive=False) for name in old.bridges if name not in new.bridges),
+        )
+    )
+
+
+def _settings(old: SwitchConfig, new: SwitchConfig) -> Iterator[Change]:
+    for key in SwitchConfig.RESTART:
+        if getattr(old, key) != getattr(new, key):
+            yield Change(
+                op="change",
+                pointer=f"#/{key}",
+                disruptive=True,
+                keys=(key,),
+                detail=f"{key} takes a restart of the switch",
+            )
+
+
+def _added(kind: str, name: str, where: str) -> Change:
+    return Change(op="add", pointer=f"#/{kind}s/{name}", disruptive=False, detail=f"add {kind} {name}{where}")
+
+
+def _removed(kind: str, name: str, *, disruptive: bool) -> Change:
+    return Change(op="remove", pointer=f"#/{kind}s/{name}", disruptive=disruptive, detail=f"remove {kind} {name}")
+
+
+def _changed(kind: str, old: dict[str, Any], new: dict[str, Any], disruptive: frozenset[str]) -> Iterator[Change]:
+    for name, after in new.items():
+        if (before := old.get(name)) is None or before == after:
+            continue
+        keys = tuple(key for key in type(after).model_fields if getattr(before, key) != getattr(after, key))
+        drops = not disruptive.isdisjoint(keys)
+        words = ", ".join(f"{key} {_word(getattr(before, key))} -> {_word(getattr(after, key))}" for key in keys)
+        detail = f"change {kind} {name}: {words}" + ("; its VM's connection ends" if drops else "")
+        yield Change(op="change", pointer=f"#/{kind}s/{name}", disruptive=drops, keys=keys, detail=detail)
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return f"{len(value)} entries"
+    if isinstance(value, ConfigModel):
+        return json.dumps(value.model_dump(mode="json"))
+    return json.dumps(value) if isinstance(value, bool | dict) else str(value)
+
+
+# ---- its application ----
+
+
+class Controller:
+    """The configuration in force, and the only way to change it."""
+
+    def __init__(self, dataplane: Dataplane, config: SwitchConfig) -> None:
+        """`config` is what `start` puts in force."""
+        self._dataplane = dataplane
+        self._config = config
+        self._etag = etag_of(config)
+        self._lock = asyncio.Lock()
+        self._running: set[asyncio.Task[Plan]] = set()
+
+    @property
+    def config(self) -> SwitchConfig:
+        """The configuration in force."""
+        return self._config
+
+    @property
+    def etag(self) -> str:
+        """The hash of the configuration in force, without quotes."""
+        return self._etag
+
+    async def start(self) -> Plan:
+        """Put the first configuration in force, from nothing; raises ApplyError."""
+        async with self._lock:
+            nothing = self._config.model_copy(update={"bridges": {}, "ports": {}})
+            return await self._carry_out(nothing, self._config)
+
+    async def apply(self, new: SwitchConfig, *, dry_run: bool = False) -> Plan:
+        """Replace the whole configuration; see `edit`."""
+        return await self.edit(lambda _: new, dry_run=dry_run)
+
+    async def edit(
+        self,
+        change: Callable[[SwitchConfig], SwitchConfig],
+        *,
+        if_match: Collection[str] | None = None,
+        dry_run: bool = False,
+    ) -> Plan:
+        """Replace the configuration by `change(configuration)`, all or nothing; return the difference.
+
+        Raises StaleError when `if_match` is given without the etag in force, ApplyError when
+        the new configuration cannot be put to work, and whatever `change` raises. Once
+        begun, an edit is carried through even if the caller is cancelled.
+        """
+        task = asyncio.create_task(self._edit(change, if_match, dry_run))
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Plan]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even where the caller has gone
+
+    async def _edit(
+        self,
+        change: Callable[[SwitchConfig], SwitchConfig],
+        if_match: Collection[str] | None,
+        dry_run: bool,
+    ) -> Plan:
+        async with self._lock:
+            if if_match is not None and self._etag not in if_match:
+                raise StaleError("the configuration has changed meanwhile: read it again and repeat the change")
+            new = change(self._config)
+            difference = plan(self._config, new)
+            _refuse_restart(difference)
+            if not dry_run and difference.changes:
+                await self._carry_out(self._config, new)
+            return difference
+
+    async def _carry_out(self, old: SwitchConfig, new: SwitchConfig) -> Plan:
+        difference = plan(old, new)
+        prepared = await self._dataplane.prepare(old, new, difference)
+        await self._dataplane.commit(prepared)
+        self._config, self._etag = new, etag_of(new)
+        await self._dataplane.retire(prepared)
+        return difference
+
+
+def _refuse_restart(difference: Plan) -> None:
+    """Refuse changes of what the running process has built on."""
+    pointers = [change.pointer for change in difference.changes if change.pointer[2:] in SwitchConfig.RESTART]
+    if pointers:
+        keys = ", ".join(pointer[2:] for pointer in pointers)
+        raise ApplyError(
+            f"{keys} cannot change while the switch runs: put it into the file and restart the switch", pointers[0]
+        )

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running switch: composes every room, owns every task, and ends it all cleanly.
+
+`run()` is what `pvswitch run` calls. Order of the start: folders, poll threads, ports, API; a failure anywhere undoes
+what came before and is one sentence on stderr with exit status 1. The end (SIGTERM, SIGINT) is the reverse: no socket
+file, thread, task or process is left. SIGHUP rereads the file and replaces the whole configuration, logging the
+difference; a bad file changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from pvswitch import __version__
+from pvswitch.api.app import make_app
+from pvswitch.api.schemas import Info
+from pvswitch.api.server import ApiServer
+from pvswitch.config import load
+from pvswitch.controller import Controller
+from pvswitch.datapath import Datapath
+from pvswitch.errors import PvswitchError
+from pvswitch.model import SwitchConfig
+from pvswitch.ports import Ports
+
+log = structlog.get_logger(__name__)
+
+
+def run(config_path: Path | None = None, *, verbose: bool = False) -> int:
+    """Run the switch in the foreground until a signal ends it; return the exit status: 0 or 1."""
+    _set_up_logging(verbose)
+    try:
+        config = load(config_path) if config_path is not None else SwitchConfig()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config, config_path))
+    except PvswitchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+async def serve(config: SwitchConfig, config_path: Path | None) -> None:
+    """Serve `config` until SIGTERM or SIGINT. Raises PvswitchError when the start fails."""
+    _raise_descriptor_limit()
+    _make_folders(config)
+    async with AsyncExitStack() as stack:
+        datapath = _start_datapath(config)
+        stack.callback(datapath.close)
+        ports = Ports(datapath)
+        stack.push_async_callback(ports.close)
+        controller = Controller(ports, config)
+        await controller.start()
+        ports.start()
+        api = ApiServer(
+            make_app(controller, ports, _info(config_path)),
+            config.api.socket,
+            mode=config.socket_mode_bits(),
+            gid=config.socket_gid(),
+            listen=config.api.listen,
+        )
+        stack.push_async_callback(api.close)
+        await api.start()
+        log.info(
+            "switch running",
+            api=str(config.api.socket),
+            listen=config.api.listen,
+            bridges=len(config.bridges),
+            ports=len(config.ports),
+        )
+        await _until_ended(controller, config_path)
+        log.info("switch ending")
+
+
+def _info(config_path: Path | None) -> Info:
+    return Info(
+        version=__version__,
+        pid=os.getpid(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        config_file=None if config_path is None else str(config_path),
+    )
+
+
+def _start_datapath(config: SwitchConfig) -> Datapath:
+    conf = config.datapath
+    datapath = Datapath(workers=conf.workers, cpus=conf.cpus, polling=conf.polling, poll_us=conf.poll_us)
+    try:
+        datapath.start()
+    except OSError as error:
+        datapath.close()
+        raise PvswitchError(
+            f"the poll threads can't be started: {error.strerror}; check datapath.cpus against the machine's processors"
+        ) from error
+    return datapath
+
+
+# ---- signals ----
+
+
+async def _until_ended(controller: Controller, config_path: Path | None) -> None:
+    """Wait for SIGTERM or SIGINT; reload at each SIGHUP, one after the other."""
+    wake = asyncio.Event()
+    seen: list[signal.Signals] = []
+
+    def remember(signum: signal.Signals) -> Callable[[], None]:
+        def note() -> None:
+            seen.append(signum)
+            wake.set()
+
+        return note
+
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for signum in signals:
+        loop.add_signal_handler(signum, remember(signum))
+    try:
+        while True:
+            await wake.wait()
+            wake.clear()
+            wanted, seen = set(seen), []
+            if wanted - {signal.SIGHUP}:
+                return
+            await _reload(controller, config_path)
+    finally:
+        for signum in signals:
+            loop.remove_signal_handler(signum)
+
+
+async def _reload(controller: Controller, config_path: Path | None) -> None:
+    if config_path is None:
+        log.warning("SIGHUP ignored: the switch was started without a configuration file (-c FILE)")
+        return
+    try:
+        plan = await controller.apply(load(config_path))
+    except PvswitchError as error:
+        log.error("reload refused, nothing was changed", file=str(config_path), error=str(error))
+        return
+    for change in plan.changes:
+        log.info("reloaded", change=change.detail, disruptive=change.disruptive)
+    log.info("reload done", file=str(config_path), changes=len(plan.changes))
+
+
+# ---- the process ----
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """One line for each event on stderr; colours only on a terminal."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _raise_descriptor_limit() -> None:
+    """Every port takes a dozen descriptors or more: use what the kernel allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _make_folders(config: SwitchConfig) -> None:
+    """Make the folders of the sockets, open to all to enter: the sockets in them carry the permissions."""
+    for folder in (config.runtime_dir, config.socket_dir):
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise PvswitchError(
+                f"the folder {folder} can't be made: {error.strerror}; set runtime_dir to one that user "
+                f"{os.geteuid()} may write"
+            ) from error

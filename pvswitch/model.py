@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a switch is: the configuration document, and the state that the API shows.
+
+The configuration models are frozen: a `SwitchConfig` that exists is valid, and a change is a new
+one. Values that follow from others (paths below runtime_dir, the only bridge, br0) are filled in
+before validation, so that a document read back says everything in full. Keys of the contract that
+are not built yet are listed in `LATER` of their model and refused by name. Errors are collected by
+`pvswitch.validation.parse`. Every room may import this module; it imports only `values` and `checks`.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from pvswitch.checks import cross_errors
+from pvswitch.values import (
+    AbsolutePath,
+    Bool,
+    Cpu,
+    FileMode,
+    Group,
+    Int,
+    Listen,
+    Name,
+    Text,
+    UnicastMac,
+    Vid,
+    choice,
+    is_name,
+    only,
+)
+
+MAX_PORTS = 1024
+MAX_BRIDGES = 64
+
+
+# ---- configuration ----
+
+
+class ConfigModel(BaseModel):
+    """Base of every part of the configuration: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    LATER: ClassVar[frozenset[str]] = frozenset()  # keys of the contract that this version refuses by name
+
+
+class StaticEntry(ConfigModel):
+    """A static FDB entry: frames for `mac` leave at `port`; never aged, moved or evicted."""
+
+    mac: UnicastMac
+    vid: Vid = 0
+    port: Name
+
+
+class Bridge(ConfigModel):
+    """A learning switch: the ports that name it exchange frames."""
+
+    LATER = frozenset({"flows", "mirrors", "meters"})
+
+    aging_time: Int = Field(300, ge=0, le=1_000_000, description="seconds; 0 = never")
+    fdb_size: Int = Field(8192, ge=1, le=1_000_000, description="entries at most")
+    forward_bpdu: Bool = Field(True, description="forward 01-80-C2-00-00-0x between ports; PAUSE never")
+    flood_unknown: Bool = Field(True, description="flood frames for unknown unicast addresses")
+    fdb: tuple[StaticEntry, ...] = Field((), description="static entries")
+
+
+class Features(ConfigModel):
+    """Virtio features offered to a front end; switch off single ones."""
+
+    LATER = frozenset({"packed", "tso", "uso", "csum", "in_order"})
+
+    mrg_rxbuf: Bool = True
+    event_idx: Bool = True
+    indirect: Bool = True
+
+
+class Port(ConfigModel):
+    """A vhost-user port: the switch listens on `socket`, one front end at a time connects."""
+
+    LATER = frozenset(
+        {
+            *("vlan_mode", "tag", "trunks", "cvlans", "protected", "storm_control", "port_security"),
+            *("policing", "shaping", "on_full", "backpressure_ms"),
+            *("ifname", "netns", "addresses", "promisc"),  # tap, af_packet
+            *(
+                "vni",
+                "key",
+                "local",
+                "remotes",
+                "dst_port",
+                "ttl",
+                "tos",
+                "df",
+                "learning",
+                "udp_csum",
+            ),  # tunnels
+            *("read", "speed", "loop", "write"),  # pcap
+        }
+    )
+    # A change of these ends the front end's connection; all others are live.
+    DISRUPTIVE: ClassVar[frozenset[str]] = frozenset({"type", "bridge", "socket", "mode", "queues", "features"})
+
+    type: Annotated[
+        Literal["vhost-user"], choice("vhost-user", "tap", "af_packet", "vxlan", "geneve", "gre", "pcap")
+    ] = "vhost-user"
+    bridge: Name | None = Field(None, description="may be left out when there is one bridge")
+    enabled: Bool = Field(True, description="false: administratively down")
+    labels: dict[Text, Text] = Field(default_factory=dict, description="free text for people and programs")
+    mtu: Int | None = Field(
+        None, ge=68, le=65535, description="L3 size in bytes, checked at egress and offered to the guest"
+    )
+    socket: AbsolutePath | None = Field(None, description="default: {socket_dir}/{name}.sock")
+    mode: Annotated[Literal["server"], choice("server", "client")] = "server"
+    queues: Annotated[Int, Field(ge=1, le=1), only(1, "several queue pairs")] = Field(
+        1, description="queue pairs offered"
+    )
+    features: Features = Field(default_factory=Features)
+
+
+class Api(ConfigModel):
+    """Where the HTTP API listens."""
+
+    LATER = frozenset({"tokens_file", "tls"})
+
+    socket: AbsolutePath = Field(Path("/run/pvswitch/api.sock"), description="default: {runtime_dir}/api.sock")
+    listen: Listen | None = Field(None, description="loopback address and TCP port; off when absent")
+
+
+class DatapathConfig(ConfigModel):
+    """The poll threads."""
+
+    workers: Annotated[Int, Field(ge=1, le=1), only(1, "several workers")] = Field(1, description="poll threads")
+    cpus: tuple[Cpu, ...] = Field((), max_length=1, description="one per worker; unpinned when empty")
+    polling: Literal["busy", "adaptive", "interrupt"] = "adaptive"
+    poll_us: Int = Field(50, ge=0, le=1_000_000, description="microseconds of polling before sleep (adaptive)")
+
+
+def default_runtime_dir() -> Path:
+    """Return /run/pvswitch for root, else $XDG_RUNTIME_DIR/pvswitch (its usual value where it is not set)."""
+    if os.geteuid() == 0:
+        return Path("/run/pvswitch")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "pvswitch"
+
+
+def default_api_socket() -> Path:
+    """Return the API's socket of a switch whose configuration doesn't move it."""
+    return default_runtime_dir() / "api.sock"
+
+
+class SwitchConfig(ConfigModel):
+    """The whole document: the truth of one switch."""
+
+    LATER = frozenset({"state_dir"})
+    # A change of these takes a restart: the running process has built on them.
+    RESTART: ClassVar[tuple[str, ...]] = (
+        "runtime_dir",
+        "socket_dir",
+        "socket_mode",
+        "socket_group",
+        "api",
+        "datapath",
+    )
+
+    runtime_dir: AbsolutePath = Field(Path("/run/pvswitch"), description="as root; else $XDG_RUNTIME_DIR/pvswitch")
+    socket_dir: AbsolutePath = Field(Path("/run/pvswitch/ports"), description="default: {runtime_dir}/ports")
+    socket_mode: FileMode = Field("0660", description="of the ports' sockets, octal")
+    socket_group: Group | None = Field(None, description="default: kvm if it exists, else the process's")
+    api: Api = Field(default_factory=Api)
+    datapath: DatapathConfig = Field(default_factory=DatapathConfig)
+    bridges: dict[Name, Bridge] = Field(default_factory=dict, max_length=MAX_BRIDGES)
+    ports: dict[Name, Port] = Field(default_factory=dict, max_length=MAX_PORTS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: object) -> object:
+        """Write out the values that follow from others."""
+        if not isinstance(data, Mapping):
+            return data
+        filled = dict(data)
+        runtime_dir = filled.setdefault("runtime_dir", default_runtime_dir())
+        if isinstance(runtime_dir, str | Path) and str(runtime_dir).startswith("/"):
+            filled.setdefault("socket_dir", Path(runtime_dir) / "ports")
+            if isinstance(api := filled.get("api", {}), Mapping):
+                filled["api"] = {"socket": Path(runtime_dir) / "api.sock", **api}
+        if filled.get("bridges", {}) == {}:
+            filled["bridges"] = {"br0": {}}
+        bridges, ports, socket_dir = filled["bridges"], filled.get("ports"), filled.get("socket_dir")
+        if isinstance(ports, Mapping):
+            implied: dict[str, object] = {}
+            if isinstance(bridges, Mapping) and len(bridges) == 1:
+                implied["bridge"] = next(iter(bridges))
+            filled["ports"] = {name: _fill_port(name, port, implied, socket_dir) for name, port in ports.items()}
+        return filled
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        if errors := cross_errors(self):
+            raise ValidationError.from_exception_data(
+                "document",
+                [
+                    InitErrorDetails(
+                        type=PydanticCustomError("refused", "{message}", {"message": error.message}),
+                        loc=error.loc,
+                        input=None,
+                    )
+                    for error in errors
+                ],
+            )
+        return self
+
+    def port_bridge(self, name: str) -> str:
+        """Return the bridge that port `name` is on; KeyError when there is no such port."""
+        bridge = self.ports[name].bridge
+        assert bridge is not None  # filled in, or refused by cross_errors
+        return bridge
+
+    def port_socket(self, name: str) -> Path:
+        """Return the path of the socket of port `name`; KeyError when there is no such port."""
+        socket = self.ports[name].socket
+        assert socket is not None  # filled in
+        return socket
+
+    def bridge_ports(self, bridge: str) -> list[str]:
+        """Return the names of the ports on `bridge`, in the order of the document."""
+        return [name for name in self.ports if self.port_bridge(name) == bridge]
+
+    def socket_gid(self) -> int:
+        """Return the sockets' group: socket_group, else kvm where this process may give it, else its own."""
+        if self.socket_group is not None:
+            return grp.getgrnam(self.socket_group).gr_gid
+        try:
+            kvm = grp.getgrnam("kvm").gr_gid
+        except KeyError:
+            return os.getegid()
+        return kvm if os.geteuid() == 0 or kvm in os.getgroups() else os.getegid()
+
+    def socket_mode_bits(self) -> int:
+        """Return socket_mode as a number."""
+        return int(self.socket_mode, 8)
+
+    def document(self) -> dict[str, Any]:
+        """Return the document as JSON values, complete; what is absent by choice is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def _fill_port(name: object, port: object, implied: dict[str, object], socket_dir: object) -> object:
+    """Return `port` with its bridge and socket written out where they follow from the rest."""
+    fill = dict(implied)
+    if isinstance(socket_dir, str | Path) and isinstance(name, str) and is_name(name):
+        fill["socket"] = Path(socket_dir) / f"{name}.sock"
+    if isinstance(port, Port):
+        return port.model_copy(update={key: value for key, value in fill.items() if getattr(port, key) is None})
+    if isinstance(port, Mapping):
+        return {**fill, **{key: value for key, value in port.items() if key not in fill or value is not None}}
+    return port
+
+
+# ---- changes ----
+
+
+class Change(BaseModel):
+    """One step from a configuration to another."""
+
+    model_config = ConfigDict(frozen=True)
+
+    op: Literal["add", "change", "remove"]
+    pointer: str = Field(description='the resource: "#/ports/vm1"')
+    disruptive: bool = Field(description="an open connection of a VM ends")
+    keys: tuple[str, ...] = Field((), description="what differs, for a change")
+    detail: str = Field(description="the change in words")
+
+
+class Plan(BaseModel):
+    """The ordered difference between two configurations, as `controller.plan` finds it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def disruptive(self) -> bool:
+        """Whether any change ends a connection."""
+        return any(change.disruptive for change in self.changes)
+
+
+# ---- state ----
+
+
+class LinkReason(StrEnum):
+    """Why a port's link is down."""
+
+    ADMIN_DOWN = "admin_down"
+    WAITING_FOR_FRONTEND = "waiting_for_frontend"
+    DRIVER_NOT_STARTED = "driver_not_started"
+    MEMORY_NOT_SHARED = "memory_not_shared"
+    FEATURES_REFUSED = "features_refused"
+    QUEUE_DISABLED = "queue_disabled"
+    BROKEN = "broken"
+
+
+LINK_MESSAGES: dict[LinkReason, str] = {
+    LinkReason.ADMIN_DOWN: ("port {port} is switched off: bring it up with `pvswitch port set {port} enabled=true`"),
+    LinkReason.WAITING_FOR_FRONTEND: (
+        "no VM is connected to {socket}: start one with the lines of `pvswitch port qemu-args {port}`"
+    ),
+    LinkReason.DRIVER_NOT_STARTED: (
+        "a VM is connected, but its network driver has not started: let the guest boot and load virtio_net"
+    ),
+    LinkReason.MEMORY_NOT_SHARED: (
+        "the VM's memory is not shared with the switch: start QEMU with `share=on` on its memory backend and"
+        " `-numa node,memdev=...` (libvirt: <memoryBacking> with <access mode='shared'/>)"
+    ),
+    LinkReason.FEATURES_REFUSED: (
+        "the VM asks for virtio features that port {port} does not offer: leave them out of its `-device`, or"
+        " allow them under `features` of the port"
+    ),
+    LinkReason.QUEUE_DISABLED: ("the guest keeps its queue disabled: bring its interface up, or reload its driver"),
+    LinkReason.BROKEN: "port {port} was stopped because its guest broke the ring's rules: restart the VM",
+}
+
+
+def link_message(reason: LinkReason, port: str, socket: Path | str = "", detail: str = "") -> str:
+    """Return the one sentence for `state.message`, with the remedy; `detail` is what the caller saw."""
+    message = LINK_MESSAGES[reason].format(port=port, socket=socket)
+    return f"{message} ({detail})" if detail else message
+
+
+class Frontend(BaseModel):
+    """The process at the other end of a port's socket (SO_PEERCRED of unix(7))."""
+
+    pid: int
+    uid: int
+
+
+class Queues(BaseModel):
+    """Queue pairs."""
+
+    offered: int = 1
+    enabled: int = 0
+
+
+class Memory(BaseModel):
+    """Guest memory that is mapped."""
+
+    regions: int = 0
+    bytes: int = 0
+
+
+class PortState(BaseModel):
+    """What a port is doing; read-only."""
+
+    link: Literal["up", "down"]
+    reason: LinkReason | None = Field(None, description="why the link is down")
+    message: str | None = Field(None, description="one sentence with the remedy")
+    frontend: Frontend | None = None
+    features: list[str] = Field(default_factory=list, description="virtio features the driver accepted")
+    queues: Queues = Field(default_factory=Queues)
+    memory: Memory = Field(default_factory=Memory)
+    mtu: int | None = None
+    ifindex: int | None = None
+
+
+class QueueStats(BaseModel):
+    """Counters of one ring, the switch's view: "rx" is taken from the guest, "tx" is what it receives."""
+
+    queue: int = Field(description="queue pair")
+    direction: Literal["rx", "tx"]
+    packets: int = 0
+    bytes: int = 0
+    notifications: int = 0
+    notifications_suppressed: int = 0
+
+
+class PortStats(BaseModel):
+    """Counters of one port, the switch's view: a port's tx is what its guest receives. They only grow."""
+
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    rx_dropped: int = Field(0, description="the sum of rx_drops")
+    rx_errors: int = 0
+    tx_packets: int = 0
+    tx_bytes: int = 0
+    tx_dropped: int = Field(0, description="the sum of tx_drops")
+    tx_errors: int = 0
+    rx_broadcast_packets: int = 0
+    rx_multicast_packets: int = 0
+    rx_1_to_64_packets: int = 0
+    rx_65_to_127_packets: int = 0
+    rx_128_to_255_packets: int = 0
+    rx_256_to_511_packets: int = 0
+    rx_512_to_1023_packets: int = 0
+    rx_1024_to_1522_packets: int = 0
+    rx_1523_to_max_packets: int = 0
+    rx_drops: dict[str, int] = Field(default_factory=dict, description="by reason")
+    tx_drops: dict[str, int] = Field(default_factory=dict, description="by reason")
+    queues: list[QueueStats] = Field(default_factory=list)
+
+
+class FdbEntry(BaseModel):
+    """One address of a bridge's forwarding database."""
+
+    name: str = Field(description='"{vid}/{mac}"')
+    mac: str
+    vid: int
+    port: str
+    type: Literal["dynamic", "static"]
+    age: float | None = Field(None, description="seconds since its last frame; absent for static ones")
+
+
+class WorkerPerf(BaseModel):
+    """What one poll thread spends."""
+
+    name: str = Field(description='"worker0"')
+    worker: int
+    packets: int = 0
+    cycles: int = Field(0, description="TSC cycles spent on bursts")
+    cycles_per_packet: float | None = Field(None, description="absent before the first packet")
+    busy_share: float = Field(0.0, description="0 to 1, of the time since the start")
+    bursts: dict[str, int] = Field(default_factory=dict, description="bursts by size: lower bound -> count")
+    polls: int = 0
+    sleeps: int = 0
+    wakeups: int = 0

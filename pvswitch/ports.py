@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All ports and bridges of the switch: how a configuration becomes sockets, handles and published tables.
+
+`Ports` implements the controller's `Dataplane`: prepare() makes everything that can fail (sockets, handles, FDBs) and
+touches nothing that is in use; commit() publishes new tables, after which frames go by the new configuration; retire()
+frees what the old one needed. A port is replaced as a whole when its socket changes; other changes are live.
+
+Dynamic FDB entries of a port go when its link goes down, when it leaves its bridge and when it is removed.
+Used by `controller.py` and `api/` through their protocols, and by `daemon.py`, which owns its life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import structlog
+
+from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, PortCounters, PortView, now_ns
+from pvswitch.errors import ApplyError, PvswitchError
+from pvswitch.model import (
+    Bridge,
+    FdbEntry,
+    Plan,
+    PortState,
+    PortStats,
+    QueueStats,
+    StaticEntry,
+    SwitchConfig,
+    WorkerPerf,
+)
+from pvswitch.vhost_port import VhostPort
+
+log = structlog.get_logger(__name__)
+
+HOUSEKEEPING_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What a new configuration needs, made and not yet in use; and what will be free after it."""
+
+    config: SwitchConfig
+    ports: dict[str, VhostPort]  # all of the new configuration's
+    fdbs: dict[str, Fdb]
+    new_ports: list[VhostPort] = field(default_factory=list)
+    new_fdbs: list[Fdb] = field(default_factory=list)
+    old_ports: list[VhostPort] = field(default_factory=list)
+    old_fdbs: list[Fdb] = field(default_factory=list)
+    reconnect: list[VhostPort] = field(default_factory=list)
+
+
+class Ports:
+    """The data plane as the control plane sees it."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        """Begin empty; `datapath` is running and outlives this."""
+        self._datapath = datapath
+        self._config: SwitchConfig | None = None
+        self._ports: dict[str, VhostPort] = {}
+        self._fdbs: dict[str, Fdb] = {}
+        self._names: dict[int, str] = {}  # port reference -> name, for what the core reports
+        self._housekeeper: asyncio.Task[None] | None = None
+        datapath.on_event = self._on_event
+
+    # ---- life
+
+    def start(self) -> None:
+        """Begin the once-a-second work: ageing, and looking for guests that don't share their memory."""
+        self._housekeeper = asyncio.create_task(self._keep_house(), name="housekeeping")
+
+    async def close(self) -> None:
+        """Close every port and free every FDB."""
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._housekeeper
+        await self._datapath.publish([], [])
+        await asyncio.gather(*(port.close() for port in self._ports.values()))
+        for fdb in self._fdbs.values():
+            fdb.close()
+        self._ports, self._fdbs, self._config = {}, {}, None
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            for fdb in self._fdbs.values():
+                fdb.sweep(now_ns())
+            for port in self._ports.values():
+                port.tick()
+
+    # ---- Dataplane: changes
+
+    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> Prepared:
+        """Make what `new` needs. Raises ApplyError naming the resource, and then leaves nothing behind."""
+        prepared = Prepared(new, ports={}, fdbs={})
+        pointer = "#"
+        try:
+            for name, bridge in new.bridges.items():
+                pointer = f"#/bridges/{name}"
+                prepared.fdbs[name] = self._prepare_fdb(prepared, name, bridge)
+            for name in new.ports:
+                pointer = f"#/ports/{name}"
+                prepared.ports[name] = self._prepare_port(prepared, name)
+        except (OSError, PvswitchError) as error:
+            await self._undo(prepared)
+            raise ApplyError(str(error), pointer) from error
+        prepared.old_ports = [p for name, p in self._ports.items() if prepared.ports.get(name) is not p]
+        prepared.old_fdbs = [f for name, f in self._fdbs.items() if prepared.fdbs.get(name) is not f]
+        return prepared
+
+    def _prepare_fdb(self, prepared: Prepared, name: str, bridge: Bridge) -> Fdb:
+        present = self._fdbs.get(name)
+        if present is not None and present.limit == bridge.fdb_size:
+            return present
+        fdb = Fdb(bridge.fdb_size, bridge.aging_time)
+        prepared.new_fdbs.append(fdb)
+        return fdb
+
+    def _prepare_port(self, prepared: Prepared, name: str) -> VhostPort:
+        config = prepared.config
+        present = self._ports.get(name)
+        if present is not None and present.server.path == config.port_socket(name):
+            return present
+        port = VhostPort(
+            self._datapath,
+            name,
+            config.ports[name],
+            path=config.port_socket(name),
+            mode=config.socket_mode_bits(),
+            gid=config.socket_gid(),
+            on_link=self._on_link,
+        )
+        prepared.new_ports.append(port)
+        port.bind()
+        return port
+
+    async def _undo(self, prepared: Prepared) -> None:
+        for port in prepared.new_ports:
+            await port.close()
+        for fdb in prepared.new_fdbs:
+            fdb.close()
+
+    async def commit(self, prepared: object) -> None:
+        """Put it to work: one publication, then what hangs on it."""
+        assert isinstance(prepared, Prepared)
+        before, self._config = self._config, prepared.config
+        for name, fdb in prepared.fdbs.items():
+            if fdb in prepared.new_fdbs and name in self._fdbs:
+                fdb.copy_from(self._fdbs[name])
+            fdb.set_aging(prepared.config.bridges[name].aging_time)
+        self._ports, self._fdbs = prepared.ports, prepared.fdbs
+        self._names |= {port.handle.ref: name for name, port in self._ports.items()}
+        for name, port in self._ports.items():
+            if port.configure(prepared.config.ports[name]):
+                prepared.reconnect.append(port)
+        await self._publish()
+        self._forget(before, prepared)
+        for name in self._fdbs:
+            self._set_statics(name, before)
+        for port in prepared.new_ports:
+            port.listen()
+
+    async def _publish(self) -> None:
+        assert self._config is not None
+        bridges = list(self._config.bridges)
+        await self._datapath.publish(
+            [
+                PortView(port.handle, bridges.index(conf.bridge or bridges[0]), conf.enabled, conf.mtu or 0)
+                for port, conf in ((self._ports[name], conf) for name, conf in self._config.ports.items())
+            ],
+            [
+                BridgeView(self._fdbs[name], conf.forward_bpdu, conf.flood_unknown)
+                for name, conf in self._config.bridges.items()
+            ],
+        )
+
+    def _forget(self, before: SwitchConfig | None, prepared: Prepared) -> None:
+        """Flush the addresses of ports that are gone, or no longer on the bridge that learned them."""
+        for port in prepared.old_ports:
+            self._names.pop(port.handle.ref, None)
+            for fdb in self._fdbs.values():
+                fdb.flush(port=port.handle.ref)
+        for name in before.ports if before is not None else ():
+            old_bridge = before.port_bridge(name) if before is not None else ""
+            if name in self._ports and old_bridge in self._fdbs and prepared.config.port_bridge(name) != old_bridge:
+                self._fdbs[old_bridge].flush(port=self._ports[name].handle.ref)
+
+    def _set_statics(self, bridge: str, before: SwitchConfig | None) -> None:
+        assert self._config is not None
+        wanted = {(e.vid, e.mac): e for e in self._config.bridges[bridge].fdb}
+        fdb = self._fdbs[bridge]
+        for item in list(fdb.items(now_ns())) if before is not None else ():
+            if item.static and (item.vid, item.mac) not in wanted:
+                fdb.remove(_mac_bytes(item.mac), item.vid)
+        for entry in wanted.values():
+            self._set_static(fdb, entry)
+
+    def _set_static(self, fdb: Fdb, entry: StaticEntry) -> None:
+        fdb.set_static(_mac_bytes(entry.mac), entry.vid, self._ports[entry.port].handle.ref)
+
+    async def retire(self, prepared: object) -> None:
+        """Free what the old configuration needed; front ends that must see new features connect anew."""
+        assert isinstance(prepared, Prepared)
+        await asyncio.gather(
+            *(port.close() for port in prepared.old_ports), *(port.server.hang_up() for port in prepared.reconnect)
+        )
+        for fdb in prepared.old_fdbs:
+            fdb.close()
+
+    # ---- Dataplane: what there is to see
+
+    def port_state(self, name: str) -> PortState:
+        """Return a port's link and what its front end negotiated; KeyError."""
+        return self._ports[name].state()
+
+    def port_stats(self, name: str) -> PortStats:
+        """Return a port's counters, the switch's view; KeyError."""
+        port = self._ports[name]
+        return PortStats(**_stat_values(port.handle.counters()), queues=_queue_stats(port))
+
+    def fdb(self, bridge: str) -> list[FdbEntry]:
+        """Return what a bridge has learned or was told; KeyError."""
+        return [
+            FdbEntry(
+                name=f"{item.vid}/{item.mac}",
+                mac=item.mac,
+                vid=item.vid,
+                port=self._names[item.port],
+                type="static" if item.static else "dynamic",
+                age=None if item.static else float(item.age),
+            )
+            for item in self._fdbs[bridge].items(now_ns())
+            if item.port in self._names
+        ]
+
+    def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
+        """Remove the dynamic entries that match; return how many. KeyError for an unknown bridge or port."""
+        return self._fdbs[bridge].flush(
+            port=None if port is None else self._ports[port].handle.ref,
+            vid=vid,
+            mac=None if mac is None else _mac_bytes(mac),
+        )
+
+    def totals(self) -> dict[str, int]:
+        """Return counters summed over all ports, and how much there is of everything."""
+        sums: Counter[str] = Counter()
+        for port in self._ports.values():
+            values = _stat_values(port.handle.counters())
+            sums.update({key: value for key, value in values.items() if isinstance(value, int)})
+        sums["ports"] = len(self._ports)
+        sums["ports_up"] = sum(port.link_up for port in self._ports.values())
+        sums["bridges"] = len(self._fdbs)
+        sums["fdb_entries"] = sum(len(fdb) for fdb in self._fdbs.values())
+        sums["learn_skipped"] = sum(self._datapath.perf(i).learn_skipped for i in range(self._datapath.workers))
+        for name, count in self._datapath.lost().items():
+            sums[f"lost_{name}"] = count
+        return dict(sums)
+
+    def perf(self) -> list[WorkerPerf]:
+        """Return what each poll thread spends."""
+        return [self._worker_perf(i) for i in range(self._datapath.workers)]
+
+    def _worker_perf(self, worker: int) -> WorkerPerf:
+        perf = self._datapath.perf(worker)
+        bursts: Counter[str] = Counter()
+        for size, count in enumerate(perf.burst_histogram):
+            if count:
+                bursts[str(1 << (size.bit_length() - 1))] += count
+        return WorkerPerf(
+            name=f"worker{worker}",
+            worker=worker,
+            packets=perf.packets,
+            cycles=perf.busy_cycles,
+            cycles_per_packet=perf.busy_cycles / perf.packets if perf.packets else None,
+            busy_share=perf.busy_cycles / perf.total_cycles if perf.total_cycles else 0.0,
+            bursts=dict(bursts),
+            polls=perf.loops,
+            sleeps=perf.sleeps,
+        )
+
+    def ready(self) -> bool:
+        """Return whether a configuration is in force."""
+        return self._config is not None
+
+    # ---- what the core and the ports tell
+
+    def _on_event(self, event: Event) -> None:
+        name = self._names.get(event.port)
+        if name is None or name not in self._ports:
+            return
+        if event.kind == "broken":
+            log.warning("port broken", port=name, detail=event.detail)
+            self._ports[name].refresh()
+        else:
+            old = self._names.get(event.old_port)
+            log.debug("address " + event.kind, port=name, mac=event.mac, vid=event.vid, old_port=old)
+
+    def _on_link(self, port: VhostPort) -> None:
+        if port.link_up:
+            return
+        for fdb in self._fdbs.values():
+            fdb.flush(port=port.handle.ref)
+
+
+def _mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _stat_values(counters: PortCounters) -> dict[str, int | dict[str, int]]:
+    """Return the fields of PortStats but for its queues. rx_errors are the malformed frames among rx_dropped."""
+    return {
+        **counters.values,
+        "rx_dropped": sum(counters.rx_drops.values()),
+        "rx_errors": counters.rx_drops.get("malformed", 0),
+        "tx_dropped": sum(counters.tx_drops.values()),
+        "tx_errors": 0,
+        "rx_drops": counters.rx_drops,
+        "tx_drops": counters.tx_drops,
+    }
+
+
+def _queue_stats(port: VhostPort) -> list[QueueStats]:
+    """The switch's view: what comes from a guest's transmit ring is rx."""
+    stats = []
+    for index in range(port.handle.rings):
+        ring = port.handle.ring_status(index)
+        stats.append(
+            QueueStats(
+                queue=index // 2,
+                direction="rx" if index % 2 else "tx",
+                packets=ring.packets,
+                bytes=ring.bytes,
+                notifications=ring.notifications,
+                notifications_suppressed=ring.notifications_suppressed,
+            )
+        )
+    return stats

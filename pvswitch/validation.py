@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A document -> a `SwitchConfig`, or every error at once in words a user knows.
+
+pydantic stops its checks between values when a single value is wrong. So a document with errors is
+checked a second time without the wrong values, and the errors of both passes are reported. May be
+called from anywhere: files, the API and the command all come through `parse`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pvswitch.errors import FieldError, InvalidDocument
+from pvswitch.model import ConfigModel, StaticEntry, SwitchConfig
+from pvswitch.values import is_name
+
+Loc = tuple[str | int, ...]
+# Stands for a static entry with errors while the rest is checked, so that later ones keep their index.
+_PLACEHOLDER = StaticEntry.model_construct(mac="", vid=0, port="")
+M = TypeVar("M", bound=BaseModel)
+
+# What pydantic says is for programmers; these are the sentences for the errors that the models produce.
+MESSAGES = {
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "string_type": "must be text (put it in quotes)",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+    "model_attributes_type": "must be a mapping of keys to values",
+    "tuple_type": "must be a list",
+    "missing": "is missing",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "too_long": "has too many entries: at most {max_length} are possible",
+    "string_pattern_mismatch": ("is not a name: use 1 to 63 of A-Z a-z 0-9 _ . - with a letter or a digit first"),
+}
+
+
+def parse(document: object) -> SwitchConfig:
+    """Return the configuration that `document` (plain dicts, lists and values) describes.
+
+    Raises InvalidDocument with every error, in the order of the document's keys.
+    """
+    try:
+        return SwitchConfig.model_validate(document)
+    except ValidationError as error:
+        errors = describe(error, SwitchConfig)
+    if isinstance(document, Mapping):
+        try:
+            SwitchConfig.model_validate(without(document, [error.loc for error in errors]))
+        except ValidationError as error:
+            known = {item.loc for item in errors}
+            errors += [item for item in describe(error, SwitchConfig) if known.isdisjoint(_prefixes(item.loc))]
+        order = _positions(document)
+        errors.sort(key=lambda item: order(item.loc))
+    raise InvalidDocument(errors)
+
+
+def parse_part(model: type[M], value: object, prefix: Loc) -> M:
+    """Return one part of a document, as a `model`; raises InvalidDocument with places below `prefix`."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise InvalidDocument(
+            [FieldError((*prefix, *item.loc), item.message) for item in describe(error, model)]
+        ) from None
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
+    """Return pydantic's errors in words, with places that a user knows."""
+    return [_describe(item, model) for item in error.errors(include_url=False)]
+
+
+def _describe(item: ErrorDetails, model: type[BaseModel]) -> FieldError:
+    loc = tuple(part for part in item["loc"] if part != "[key]")
+    if item["type"] == "extra_forbidden":
+        return FieldError(loc, _unknown_key(loc, model))
+    if item["type"] in ("string_type", "string_pattern_mismatch") and item["loc"][-1:] == ("[key]",):
+        loc = (*loc[:-1], str(loc[-1]))
+        if item["type"] == "string_type":
+            return FieldError(loc, "is not a name as it is written: put it in quotes")
+    template = MESSAGES.get(item["type"])
+    return FieldError(loc, template.format(**item.get("ctx", {})) if template else item["msg"])
+
+
+def _unknown_key(loc: Loc, root: type[BaseModel]) -> str:
+    key = str(loc[-1])
+    model = model_at(root, loc[:-1])
+    if model is None:
+        return "unknown key"
+    if issubclass(model, ConfigModel) and key in model.LATER:
+        return f"`{key}` is not available in this version"
+    close = difflib.get_close_matches(key, model.model_fields, n=1)
+    return f"unknown key: did you mean `{close[0]}`?" if close else f"unknown key: there are {_names(model)}"
+
+
+def _names(model: type[BaseModel]) -> str:
+    return ", ".join(f"`{name}`" for name in model.model_fields)
+
+
+def model_at(root: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
+    """Return the model at a place of a document: ("ports", "vm1") -> Port; None where there is none."""
+    here: Any = root
+    for part in loc:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(part))
+            here = None if field is None else field.annotation
+        else:  # dict[name, X] or tuple[X, ...]: a name or an index leads to X
+            here = next((arg for arg in getattr(here, "__args__", ()) if _is_model(arg)), None)
+    return here if _is_model(here) else None
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def without(document: Mapping[Any, Any], locs: list[Loc]) -> dict[Any, Any]:
+    """Return a copy of `document` without the values at `locs`, so that the rest can be checked."""
+    copy = _copy(document)
+    for loc in sorted(locs, key=len):
+        _remove(copy, loc)
+    return copy if isinstance(copy, dict) else {}
+
+
+def _prefixes(loc: Loc) -> list[Loc]:
+    return [loc[:end] for end in range(len(loc) + 1)]
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _remove(root: Any, loc: Loc) -> None:
+    here = root
+    for depth, part in enumerate(loc):
+        last = depth == len(loc) - 1
+        if isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here[part] = _PLACEHOLDER  # what is wrong in a list is an entry of a bridge's fdb
+            return
+        if not isinstance(here, dict):
+            return
+        key = next((key for key in here if str(key) == str(part)), None)
+        if key is None:  # a value that is missing: its owner can't be checked
+            return
+        if last:
+            del here[key]
+            if depth == 1 and loc[0] in ("bridges", "ports") and isinstance(key, str) and is_name(key):
+                here[key] = {}  # others may refer to this name
+            return
+        here = here[key]
+
+
+def _positions(document: Mapping[Any, Any]) -> Callable[[Loc], tuple[int, ...]]:
+    """Return a sort key: the place of a loc in the document as it is written."""
+
+    def key(loc: Loc) -> tuple[int, ...]:
+        here: Any = document
+        path = []
+        for part in loc:
+            if isinstance(here, Mapping):
+                keys = [str(key) for key in here]
+                path.append(keys.index(str(part)) if str(part) in keys else len(keys))
+                here = next((value for key, value in here.items() if str(key) == str(part)), None)
+            elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
+                path.append(part)
+                here = here[part]
+            else:
+                break
+        return tuple(path)
+
+    return key

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vhost-user port: what its front end asks for, carried out on its handle in the core, and its link state.
+
+`VhostPort` is the `Backend` of its own `VhostUserServer`. The session believes a ring to run from start_ring() to
+stop_ring(); here a ring may be *paused* in between, while guest memory is replaced or has gone: it resumes where it
+stopped as soon as its addresses translate again.
+
+The link is up when both rings run and are enabled. Everything that keeps it down has one reason (`LinkReason`), looked
+for in a fixed order. A front end whose memory isn't shared looks healthy from here, except that kicks arrive and the
+avail index never moves: `tick()`, called once a second, looks for that.
+
+Used by `ports.py`, on the event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from pvswitch.datapath import Datapath, DatapathPort, MemoryRegion, RingConf
+from pvswitch.model import Frontend, LinkReason, Memory, Port, PortState, Queues, link_message
+from pvswitch.vhost_user.backend import Region, RingNotReady, RingSetup
+from pvswitch.vhost_user.features import Feature, ProtocolFeature, feature_names
+from pvswitch.vhost_user.server import VhostUserServer
+from pvswitch.vhost_user.session import Offer, Phase
+
+log = structlog.get_logger(__name__)
+
+NOT_SHARED_TICKS = 2
+"""Seconds (ticks) of kicks without a moving avail index before memory counts as not shared."""
+
+_ALWAYS = Feature.VERSION_1 | Feature.ANY_LAYOUT | Feature.GUEST_ANNOUNCE | Feature.PROTOCOL_FEATURES
+_PROTOCOL = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.RARP
+    | ProtocolFeature.NET_MTU
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+
+
+def offer_for(port: Port) -> Offer:
+    """Return what the port offers to a front end, by its configuration."""
+    features = _ALWAYS
+    for wanted, bit in (
+        (port.features.mrg_rxbuf, Feature.MRG_RXBUF),
+        (port.features.event_idx, Feature.EVENT_IDX),
+        (port.features.indirect, Feature.INDIRECT_DESC),
+        (port.mtu is not None, Feature.MTU),
+    ):
+        if wanted:
+            features |= bit
+    return Offer(features=int(features), protocol_features=int(_PROTOCOL), queue_pairs=port.queues)
+
+
+def rarp_announcement(mac: bytes) -> bytes:
+    """Return the reverse ARP request (RFC 903) by which a bridge learns where `mac` is now, padded to 60 bytes."""
+    ethernet = b"\xff" * 6 + mac + b"\x80\x35"
+    arp = bytes.fromhex("0001 0800 06 04 0003") + mac + bytes(4) + mac + bytes(4)
+    return (ethernet + arp).ljust(60, b"\0")
+
+
+class VhostPort:
+    """One vhost-user port, from `bind()` to `close()`."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        name: str,
+        port: Port,
+        *,
+        path: Path,
+        mode: int,
+        gid: int,
+        on_link: Callable[[VhostPort], None],
+    ) -> None:
+        """Take a handle in the core (OSError ENOSPC). `on_link` is called when the link goes up or down."""
+        self.name = name
+        self.handle: DatapathPort = datapath.port(port.queues)
+        self.server = VhostUserServer(
+            path, offer=offer_for(port), backend=self, mode=mode, gid=gid, on_change=self.refresh
+        )
+        self._port = port
+        self._on_link = on_link
+        self._regions: list[MemoryRegion] = []
+        self._wanted: dict[int, RingSetup] = {}  # what the session believes to run
+        self._live: set[int] = set()  # what does
+        self._base: dict[int, int] = {}  # where a paused ring stopped
+        self._silent_ticks = 0
+        self._memory_seen = False
+        self.link_up = False
+
+    # ---- life
+
+    def bind(self) -> None:
+        """Make the socket file. Raises PvswitchError."""
+        self.server.bind()
+
+    def listen(self) -> None:
+        """Let a front end connect; can't fail."""
+        self.server.listen()
+
+    def configure(self, port: Port) -> bool:
+        """Take over a changed configuration; return whether the front end has to connect anew to see it."""
+        before, self._port = self._port, port
+        self.server.offer = offer_for(port)
+        self.refresh()
+        return before.features != port.features
+
+    async def close(self) -> None:
+        """End the connection and free the handle; the tables must not name the port any more."""
+        await self.server.close()
+        self.handle.close()
+
+    # ---- Backend: memory
+
+    async def replace_memory(self, regions: Sequence[Region]) -> None:
+        """Map the new regions first: when one can't be mapped, the old map stays."""
+        fresh: list[MemoryRegion] = []
+        try:
+            for region in regions:
+                fresh.append(self._map(region))
+            await self._swap(fresh)
+        except OSError:
+            for mapped in fresh:
+                mapped.close()
+            raise
+
+    async def add_region(self, region: Region) -> None:
+        """Map one region more."""
+        mapped = self._map(region)
+        try:
+            await self._swap([*self._regions, mapped])
+        except OSError:
+            mapped.close()
+            raise
+
+    async def remove_region(self, region: Region) -> None:
+        """Unmap one; rings in it pause until it comes back."""
+        key = (region.gpa, region.uva, region.size)
+        await self._swap([r for r in self._regions if (r.gpa, r.uva, r.size) != key])
+
+    def _map(self, region: Region) -> MemoryRegion:
+        return self.handle.map_region(region.fd, region.gpa, region.size, region.uva, region.offset)
+
+    async def _swap(self, regions: list[MemoryRegion]) -> None:
+        """Pause, change the map, resume. On OSError the old map is back in use and owns its regions as before."""
+        for index in sorted(self._live):
+            self._base[index] = await self.handle.stop_ring(index)
+            self._live.discard(index)
+        try:
+            self.handle.set_memory(regions)
+        except OSError:
+            await self._resume()
+            raise
+        for old in self._regions:
+            if all(old is not kept for kept in regions):
+                old.close()
+        self._regions = regions
+        await self._resume()
+
+    async def _resume(self) -> None:
+        for index, setup in sorted(self._wanted.items()):
+            if index not in self._live:
+                with suppress(RingNotReady):
+                    await self._start(setup)
+
+    # ---- Backend: rings
+
+    async def start_ring(self, ring: RingSetup) -> None:
+        """Start a ring; RingNotReady while its addresses don't translate."""
+        if not self._live:
+            self._silent_ticks, self._memory_seen = 0, False
+        await self._start(ring)
+        self._wanted[ring.index] = ring
+        self.refresh()
+
+    async def _start(self, ring: RingSetup) -> None:
+        conf = RingConf(
+            desc=ring.desc,
+            avail=ring.avail,
+            used=ring.used,
+            num=ring.num,
+            features=ring.features,
+            enabled=ring.enabled,
+            kick_fd=ring.kick_fd,
+            call_fd=ring.call_fd,
+        )
+        try:
+            await self.handle.start_ring(ring.index, conf)
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise RingNotReady from error
+            raise
+        self._live.add(ring.index)
+
+    async def stop_ring(self, index: int) -> int:
+        """Stop a ring, or forget a paused one; returns its avail index."""
+        del self._wanted[index]
+        if index in self._live:
+            self._base[index] = await self.handle.stop_ring(index)
+            self._live.discard(index)
+        self.refresh()
+        return self._base[index]
+
+    async def enable_ring(self, index: int, enabled: bool) -> None:
+        """Enable or disable a ring."""
+        self._wanted[index] = replace(self._wanted[index], enabled=enabled)
+        if index in self._live:
+            await self.handle.enable_ring(index, enabled)
+        self.refresh()
+
+    async def set_call(self, index: int, fd: int | None) -> None:
+        """Change a ring's call descriptor."""
+        self._wanted[index] = replace(self._wanted[index], call_fd=fd)
+        if index in self._live:
+            await self.handle.set_call(index, fd)
+
+    async def rarp(self, mac: bytes) -> None:
+        """Announce `mac` as the guest itself would; a port that is not in the tables yet has nobody to tell."""
+        with suppress(OSError):
+            await self.handle.inject(rarp_announcement(mac), "ingress")
+
+    async def set_mtu(self, mtu: int) -> None:
+        """Nothing to do: what is enforced is the port's own `mtu`; the session keeps this one for `state`."""
+
+    def features_set(self, features: int) -> None:
+        """Nothing to do: every ring brings the negotiated features with it."""
+
+    async def disconnected(self) -> None:
+        """Stop what runs and drop the guest's memory."""
+        self._wanted.clear()
+        await self._swap([])
+        self._base.clear()
+        self.refresh()
+
+    # ---- link state
+
+    def tick(self) -> None:
+        """Look, once a second, whether kicks come from memory that we don't share."""
+        if not self._live or self._memory_seen:
+            return
+        rings = [self.handle.ring_status(index) for index in self._live]
+        if any(ring.avail_idx != 0 for ring in rings):
+            self._memory_seen, self._silent_ticks = True, 0
+        elif any(ring.kicks for ring in rings):
+            self._silent_ticks += 1
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the link again, and tell when it went up or down."""
+        reason, message = self.link()
+        if (reason is None) != self.link_up:
+            self.link_up = reason is None
+            log.info("link up" if self.link_up else "link down", port=self.name, reason=reason, message=message)
+            self._on_link(self)
+
+    def link(self) -> tuple[LinkReason | None, str | None]:
+        """Return why the link is down and what to do about it, or (None, None) when it is up."""
+        reason, detail = self._why_down()
+        if reason is None:
+            return None, None
+        return reason, link_message(reason, self.name, self.server.path, detail)
+
+    def _why_down(self) -> tuple[LinkReason | None, str]:
+        if not self._port.enabled:
+            return LinkReason.ADMIN_DOWN, ""
+        match self.server.phase:
+            case Phase.WAITING_FOR_FRONTEND:
+                return LinkReason.WAITING_FOR_FRONTEND, self.server.last_error or ""
+            case Phase.FEATURES_REFUSED:
+                return LinkReason.FEATURES_REFUSED, ", ".join(feature_names(self.server.refused_features))
+            case Phase.DRIVER_NOT_STARTED:
+                return LinkReason.DRIVER_NOT_STARTED, self.server.last_error or ""
+            case phase:
+                broken = self.handle.broken()
+                if broken is not None:
+                    return LinkReason.BROKEN, broken
+                if self._silent_ticks >= NOT_SHARED_TICKS:
+                    return LinkReason.MEMORY_NOT_SHARED, ""
+                if phase is Phase.QUEUE_DISABLED:
+                    return LinkReason.QUEUE_DISABLED, ""
+                if len(self._live) < len(self._wanted) or not self._live:
+                    return LinkReason.DRIVER_NOT_STARTED, ""
+                return None, ""
+
+    def state(self) -> PortState:
+        """Return what the API shows of this port."""
+        reason, message = self.link()
+        session, peer = self.server.state, self.server.peer
+        features = session.features if session is not None else None
+        enabled = {index // 2 for index, ring in self._wanted.items() if ring.enabled}
+        return PortState(
+            link="up" if reason is None else "down",
+            reason=reason,
+            message=message,
+            frontend=Frontend(pid=peer.pid, uid=peer.uid) if peer is not None else None,
+            features=feature_names(features) if features is not None else [],
+            queues=Queues(offered=self._port.queues, enabled=len(enabled)),
+            memory=Memory(regions=len(self._regions), bytes=sum(r.size for r in self._regions)),
+            mtu=session.mtu if session is not None and session.mtu else self._port.mtu,
+        )
