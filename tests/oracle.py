@@ -170,12 +170,14 @@ class ReferenceRing:
     def _walk(self, head: int) -> list[Segment]:
         table, size, i, nested = self._desc, self.vring.num, head, False
         segments: list[Segment] = []
-        for _ in range(self.vring.num):  # 2.7.5.3.1: no chain is longer than the ring
+        while True:
             addr, length, flags, following = self._entry(table, i)
             if flags & INDIRECT:
                 self._check_indirect(addr, length, flags, nested)
                 table, size, i, nested = addr, length // 16, 0, True
                 continue
+            if len(segments) == self.vring.num:  # 2.7.5.3.1: no chain is longer than the ring
+                raise RingError("chain_long")
             self.memory.read(addr, length)
             segments.append(Segment(addr, length, bool(flags & WRITE)))
             if not flags & NEXT:
@@ -183,7 +185,6 @@ class ReferenceRing:
             if following >= size:
                 raise RingError("next_range")
             i = following
-        raise RingError("chain_long")
 
     def _check_indirect(self, addr: int, length: int, flags: int, nested: bool) -> None:
         """2.7.5.3.1: negotiated, not nested, without NEXT, whole entries, no more than the ring has. WRITE: ignored."""

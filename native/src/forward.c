@@ -25,9 +25,17 @@ counters_of(const struct pvs_worker *w, const struct pvs_port *port)
     return port->counters[w->index];
 }
 
-static void
-count_received(struct pvs_counters *c, const struct pvs_frame *frame)
+bool
+pvs_receive(struct pvs_worker *w, const struct pvs_port *port, struct pvs_frame *frame)
 {
+    struct pvs_counters *c = counters_of(w, port);
+
+    if (frame->malformed || !pvs_parse(frame)) {
+        pvs_count(&c->rx_drop[PVS_DROP_malformed], 1);
+        return false;
+    }
+    if (frame->injected)
+        return true;
     pvs_count(&c->value[PVS_C_rx_packets], 1);
     pvs_count(&c->value[PVS_C_rx_bytes], frame->len);
     pvs_count(&c->value[pvs_size_bin(frame->len)], 1);
@@ -35,6 +43,7 @@ count_received(struct pvs_counters *c, const struct pvs_frame *frame)
         pvs_count(&c->value[PVS_C_rx_broadcast_packets], 1);
     else if (pvs_mac_is_group(frame->parsed.dst))
         pvs_count(&c->value[PVS_C_rx_multicast_packets], 1);
+    return true;
 }
 
 static void
@@ -98,13 +107,8 @@ pvs_forward(struct pvs_worker *w, struct pvs_frame *frame)
 
     if (in->ref != frame->in_ref)
         return 0; /* its port has left the tables; the ring's stop follows */
-    struct pvs_counters *c = counters_of(w, in->port);
-    if (frame->malformed || !pvs_parse(frame)) {
-        pvs_count(&c->rx_drop[PVS_DROP_malformed], 1);
+    if (!pvs_receive(w, in->port, frame))
         return 1;
-    }
-    if (!frame->injected)
-        count_received(c, frame);
     pvs_decide(frame, tables, w->now_s, v);
     if (v->punt)
         pvs_punt_frame(w, frame, v->vid, PVS_PUNT_BPDU);
@@ -112,7 +116,7 @@ pvs_forward(struct pvs_worker *w, struct pvs_frame *frame)
         learn(w, frame, v);
     if (v->drop != PVS_DROP_none) {
         if (!frame->injected)
-            pvs_count(&c->rx_drop[v->drop], 1);
+            pvs_count(&counters_of(w, in->port)->rx_drop[v->drop], 1);
         return 1;
     }
     for (uint32_t i = 0; i < v->n_egress; i++) {

@@ -136,7 +136,7 @@ pvs_ring_start(struct pvs_port *port, uint32_t index, const struct pvs_ring_conf
     if (index >= port->n_rings)
         return -EINVAL;
     struct pvs_ring *ring = &port->ring[index];
-    if (ring->started)
+    if (ring->started || ring->stopping)
         return -EBUSY;
     if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
         return -EFAULT;

@@ -73,7 +73,8 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
         ring->port->in_flight--;
         break;
     case PVS_OP_RING_START:
-        ring->started = command->result >= 0;
+        if (command->result < 0)
+            ring->started = false;
         ring->port->in_flight--;
         break;
     case PVS_OP_RING_ENABLE:

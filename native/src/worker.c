@@ -198,7 +198,8 @@ discard(struct pvs_worker *w, struct pvs_ring *ring, uint32_t n)
 {
     struct pvs_counters *c = ring->port->counters[w->index];
     for (uint32_t i = 0; i < n; i++)
-        pvs_count(&c->rx_drop[w->burst.frame[i].malformed ? PVS_DROP_malformed : PVS_DROP_queue_disabled], 1);
+        if (pvs_receive(w, ring->port, &w->burst.frame[i]))
+            pvs_count(&c->rx_drop[PVS_DROP_queue_disabled], 1);
     return n;
 }
 

@@ -86,7 +86,9 @@ void pvs_worker_ring_bell(struct pvs_worker *worker);
 
 /* ---- between worker.c, forward.c and commands.c ---- */
 
-/* Decide on a parsed frame and carry the verdict out. Returns what it cost of the budget. */
+/* Parse and count a frame that came from `port`. False (and counted) when it is malformed. */
+bool pvs_receive(struct pvs_worker *worker, const struct pvs_port *port, struct pvs_frame *frame);
+/* Receive a frame, decide on it and carry the verdict out. Returns what it cost of the budget. */
 uint32_t pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame);
 /* Deliver one copy and count it. */
 void pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame);
