@@ -166,10 +166,15 @@ class VhostPort:
         await self._resume()
 
     async def _resume(self) -> None:
+        """Start again what can be started; what can't stays paused, and the link down."""
         for index, setup in sorted(self._wanted.items()):
             if index not in self._live:
-                with suppress(RingNotReady):
+                try:
                     await self._start(setup)
+                except RingNotReady:
+                    continue
+                except OSError as error:
+                    log.warning("ring not resumed", port=self.name, ring=index, error=str(error))
 
     # ---- Backend: rings
 

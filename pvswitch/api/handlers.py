@@ -22,6 +22,7 @@ from pvswitch.api.schemas import (
     Attachment,
     BridgeResource,
     Info,
+    Page,
     PlanResult,
     PortResource,
     ProblemError,
@@ -65,7 +66,7 @@ class Call(Context):
 def reply(body: BaseModel, status: int = 200, etag: str | None = None) -> web.Response:
     """Return a JSON answer; absent values are left out, but `next` of a page is always there."""
     content = body.model_dump(mode="json", exclude_none=True)
-    if "next" in type(body).model_fields:
+    if isinstance(body, Page):
         content.setdefault("next", None)
     headers = {} if etag is None else {"ETag": f'"{etag}"'}
     return web.Response(status=status, text=json.dumps(content), content_type="application/json", headers=headers)

@@ -37,16 +37,19 @@ class Page(BaseModel, Generic[T]):
     next: str | None = Field(description="the `cursor` of the next part; null at the end")
 
 
-class BridgeResource(Bridge):
+class Named(BaseModel):
+    """Base of a resource with a name; listed last among the bases, it puts `name` first."""
+
+    name: Name
+
+
+class BridgeResource(Bridge, Named):
     """A bridge's configuration."""
 
-    name: Name
 
-
-class PortResource(Port):
+class PortResource(Port, Named):
     """A port's configuration, and what it is doing."""
 
-    name: Name
     state: PortState = Field(json_schema_extra={"readOnly": True})
 
 

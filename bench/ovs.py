@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private OVS-DPDK: a userspace bridge (NORMAL switching) with vhost-user ports, in a temporary folder.
+
+No system service is used or touched: database, sockets and logs lie in the folder, both daemons end with the
+`async with` block (or with the thread that started them). Needs Debian's openvswitch-switch-dpdk, root and
+hugepages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+VSWITCHD = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
+SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+DEADLINE = 60.0
+FOLDER_VARIABLES = ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")
+
+
+class OvsError(Exception):
+    """OVS-DPDK is not installed or did not do what was asked; the message says which."""
+
+
+@dataclass(frozen=True)
+class PmdStats:
+    """What `pmd-stats-show` says of the one poll thread since the last clear."""
+
+    packets: int
+    cycles_per_packet: float
+    processing_cycles_per_packet: float
+
+
+class Ovs:
+    """OVS-DPDK with one bridge and the named dpdkvhostuser ports; `sockets[name]` is where it listens."""
+
+    def __init__(self, ports: list[str], *, pmd_cpu: int = 0) -> None:
+        self._ports = ports
+        self._pmd_cpu = pmd_cpu
+        self._folder = Path(tempfile.mkdtemp(prefix="pvswitch-ovs-"))
+        self._daemons: list[asyncio.subprocess.Process] = []
+        self._environment = {
+            **os.environ,
+            **{name: str(self._folder) for name in FOLDER_VARIABLES},
+            # DPDK keeps its runtime files under this one.
+            "XDG_RUNTIME_DIR": str(self._folder),
+        }
+        self.sockets = {name: self._folder / name for name in ports}
+
+    async def __aenter__(self) -> Self:
+        if shutil.which(VSWITCHD) is None:
+            raise OvsError("OVS-DPDK not found: apt-get install openvswitch-switch-dpdk")
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop both daemons and remove the folder; may be called again."""
+        for daemon in reversed(self._daemons):
+            with contextlib.suppress(ProcessLookupError):
+                daemon.terminate()
+            try:
+                async with asyncio.timeout(10):
+                    await daemon.wait()
+            except TimeoutError:
+                daemon.kill()
+                await daemon.wait()
+        self._daemons.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def clear_stats(self) -> None:
+        """Start counting cycles anew."""
+        await self._appctl("dpif-netdev/pmd-stats-clear")
+
+    async def stats(self) -> PmdStats:
+        """Return the poll thread's cycles per packet since the last clear."""
+        output = (await self._appctl("dpif-netdev/pmd-stats-show")).split("main thread:")[0]
+
+        def number(pattern: str) -> float:
+            found = re.search(pattern, output)
+            if found is None:
+                raise OvsError(f"no {pattern!r} in pmd-stats-show, no packet was forwarded:\n{output}")
+            return float(found[1])
+
+        return PmdStats(
+            packets=int(number(r"packets received: (\d+)")),
+            cycles_per_packet=number(r"avg cycles per packet: ([\d.]+)"),
+            processing_cycles_per_packet=number(r"avg processing cycles per packet: ([\d.]+)"),
+        )
+
+    async def _start(self) -> None:
+        database = self._folder / "conf.db"
+        await self._call("ovsdb-tool", "create", str(database), SCHEMA)
+        socket = self._folder / "db.sock"
+        await self._daemon(
+            "ovsdb-server", str(database), f"--remote=punix:{socket}", f"--unixctl={self._folder}/db.ctl"
+        )
+        await self._wait_for(socket)
+        await self._vsctl("--no-wait", "init")
+        await self._vsctl(
+            *("--no-wait", "set", "Open_vSwitch", ".", "other_config:dpdk-init=true"),
+            f"other_config:pmd-cpu-mask={1 << self._pmd_cpu:#x}",
+            *("other_config:dpdk-lcore-mask=0x1", "other_config:dpdk-socket-mem=1024"),
+            "other_config:dpdk-extra=--no-pci --in-memory --file-prefix pvswitch-ovs",
+        )
+        await self._daemon(
+            *(VSWITCHD, f"unix:{socket}", f"--unixctl={self._folder}/switch.ctl"),
+            *("-vconsole:off", f"--log-file={self._folder}/switch.log"),
+        )
+        await self._wait_for(self._folder / "switch.ctl")
+        await self._vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+        for port in self._ports:
+            await self._vsctl("add-port", "br0", port, "--", "set", "Interface", port, "type=dpdkvhostuser")
+            await self._wait_for(self.sockets[port])
+
+    async def _daemon(self, *arguments: str) -> None:
+        self._daemons.append(
+            await asyncio.create_subprocess_exec(
+                *("setpriv", "--pdeathsig", "KILL", "--", *arguments),
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        )
+
+    async def _vsctl(self, *arguments: str) -> str:
+        return await self._call(
+            "ovs-vsctl", f"--db=unix:{self._folder}/db.sock", f"--timeout={DEADLINE:.0f}", *arguments
+        )
+
+    async def _appctl(self, *arguments: str) -> str:
+        return await self._call(
+            "ovs-appctl", f"--target={self._folder}/switch.ctl", f"--timeout={DEADLINE:.0f}", *arguments
+        )
+
+    async def _call(self, *arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        async with asyncio.timeout(DEADLINE):
+            output, _ = await process.communicate()
+        if process.returncode != 0:
+            raise OvsError(f"{' '.join(arguments)} failed: {output.decode(errors='replace').strip()}{self._log()}")
+        return output.decode(errors="replace")
+
+    async def _wait_for(self, path: Path) -> None:
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not _exists(path):  # noqa: ASYNC110 (another process makes the file)
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise OvsError(f"OVS-DPDK made no {path.name} within {DEADLINE:.0f} s{self._log()}") from None
+
+    def _log(self) -> str:
+        log = self._folder / "switch.log"
+        return "\n" + "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
+
+
+def _exists(path: Path) -> bool:
+    return path.exists()

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reference switch: dicts and lists, one frame at a time, written from API.md and IEEE 802.1Q, not from the core.
+
+It knows the whole of what a port may see: bytes received, counters, drop reasons, reports. Where the contract leaves
+a choice (which of several entries is evicted) it is told what the switch chose and checks that it was allowed to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+MAX_FRAME = 65_568
+GROUP_LIMITS = ((64, "1_to_64"), (127, "65_to_127"), (255, "128_to_255"), (511, "256_to_511"))
+GROUP_LIMITS += ((1023, "512_to_1023"), (1522, "1024_to_1522"), (1 << 32, "1523_to_max"))
+VLAN_TYPES = (b"\x81\x00", b"\x88\xa8")
+PAUSE = bytes.fromhex("0180c2000001")
+NOBODY = bytes(6)
+
+
+def is_group(mac: bytes) -> bool:
+    """Multicast or broadcast: the lowest bit of the first byte (IEEE 802.3, 3.2.3)."""
+    return bool(mac[0] & 1)
+
+
+def is_link_local(mac: bytes) -> bool:
+    """01-80-C2-00-00-00 to -0F (IEEE 802.1Q, table 8-1)."""
+    return mac[:5] == bytes.fromhex("0180c20000") and mac[5] < 16
+
+
+def l3_size(frame: bytes) -> int:
+    """Bytes behind the Ethernet header and up to two tags."""
+    at = 14
+    for _ in range(2):
+        if frame[at - 2 : at] in VLAN_TYPES and len(frame) >= at + 4:
+            at += 4
+    return len(frame) - at
+
+
+@dataclass
+class Guest:
+    """What is known of a guest: its net header's length, its buffers' size, whether one frame may take several."""
+
+    header: int = 12
+    buffer: int = 2048
+    mergeable: bool = True
+    posted: int = 0
+
+
+@dataclass
+class Port:
+    """A port. `rx`/`tx` in counters are the switch's view; `guest_rx` and `guest_tx` say whether a ring is enabled."""
+
+    ref: int
+    bridge: str
+    enabled: bool = True
+    mtu: int = 0
+    guest: Guest | None = None
+    guest_rx: bool = True
+    guest_tx: bool = True
+    counters: Counter[str] = field(default_factory=Counter)
+    rx_drops: Counter[str] = field(default_factory=Counter)
+    tx_drops: Counter[str] = field(default_factory=Counter)
+    inbox: list[bytes] = field(default_factory=list)
+
+    @property
+    def link(self) -> bool:
+        """Whether it can receive."""
+        return self.enabled and self.guest is not None and self.guest_rx
+
+
+@dataclass
+class Entry:
+    """An FDB entry; `seen` in whole seconds."""
+
+    port: int
+    seen: int
+    static: bool = False
+
+
+@dataclass
+class Bridge:
+    """A bridge and its FDB. Entries that are too old stay until they are swept, but don't count as known."""
+
+    limit: int
+    aging: int
+    forward_bpdu: bool = True
+    flood_unknown: bool = True
+    punt_bpdu: bool = False
+    table: dict[bytes, Entry] = field(default_factory=dict)
+
+    def expired(self, entry: Entry, now: int) -> bool:
+        """Older than the ageing time, where there is one."""
+        return not entry.static and self.aging != 0 and now - entry.seen > self.aging
+
+    def known(self, mac: bytes, now: int) -> Entry | None:
+        """The entry for an address, if there is one and it isn't too old."""
+        entry = self.table.get(mac)
+        return None if entry is None or self.expired(entry, now) else entry
+
+    def live(self, now: int) -> dict[bytes, Entry]:
+        """What may be shown."""
+        return {mac: entry for mac, entry in self.table.items() if not self.expired(entry, now)}
+
+    def make_room(self, after: Collection[bytes]) -> bool:
+        """Evict if full; `after` are the addresses that the switch holds now. False when all entries are static."""
+        if len(self.table) < self.limit:
+            return True
+        held = Counter(entry.port for entry in self.table.values() if not entry.static)
+        if not held:
+            return False
+        most = max(held.values())
+        victims = [mac for mac in self.table if mac not in after]
+        assert len(victims) == 1, f"one entry makes room, not {victims}"
+        victim = self.table.pop(victims[0])
+        assert not victim.static, "a static entry was evicted"
+        assert held[victim.port] == most, f"evicted from a port that holds {held[victim.port]}, the most is {most}"
+        return True
+
+
+class ReferenceSwitch:
+    """All ports and bridges; `events` and `punts` are what the core has to report."""
+
+    def __init__(self) -> None:
+        self.ports: dict[str, Port] = {}
+        self.bridges: dict[str, Bridge] = {}
+        self.events: list[tuple[str, int, bytes, int]] = []
+        self.punts: list[tuple[int, bytes]] = []
+
+    # ---- frames ----
+
+    def transmit(
+        self, name: str, frame: bytes, now: int, after: Collection[bytes], *, bad_header: bool = False
+    ) -> None:
+        """A guest sends. `after` as for `Bridge.make_room`."""
+        port = self.ports[name]
+        if bad_header or not 14 <= len(frame) <= MAX_FRAME:
+            port.rx_drops["malformed"] += 1
+            return
+        self._count_received(port, frame)
+        reason = self._forward(port, frame, now, after)
+        if reason is not None:
+            port.rx_drops[reason] += 1
+
+    def _count_received(self, port: Port, frame: bytes) -> None:
+        port.counters["rx_packets"] += 1
+        port.counters["rx_bytes"] += len(frame)
+        size_bin = next(name for upper, name in GROUP_LIMITS if len(frame) <= upper)
+        port.counters[f"rx_{size_bin}_packets"] += 1
+        if frame[:6] == b"\xff" * 6:
+            port.counters["rx_broadcast_packets"] += 1
+        elif is_group(frame):
+            port.counters["rx_multicast_packets"] += 1
+
+    def _forward(self, port: Port, frame: bytes, now: int, after: Collection[bytes]) -> str | None:
+        """Why the frame as a whole goes nowhere, or None."""
+        bridge, dst = self.bridges[port.bridge], frame[:6]
+        if not port.guest_tx:
+            return "queue_disabled"
+        if not port.enabled:
+            return "link_down"
+        if is_link_local(dst):
+            if bridge.punt_bpdu:
+                self.punts.append((port.ref, frame))
+            if dst == PAUSE or not bridge.forward_bpdu:
+                return "bpdu"
+        out = None if is_group(dst) else bridge.known(dst, now)
+        target = next((p for p in self.ports.values() if out is not None and p.ref == out.port), None)
+        self._learn(port, bridge, frame[6:12], now, after)
+        if target is None or target.bridge != port.bridge:
+            return self._flood(port, bridge, frame)
+        if target is port:
+            return "same_port"
+        self._deliver(target, frame)
+        return None
+
+    def _learn(self, port: Port, bridge: Bridge, src: bytes, now: int, after: Collection[bytes]) -> None:
+        if is_group(src) or src == NOBODY:
+            return
+        entry = bridge.table.get(src)
+        if entry is None:
+            if bridge.make_room(after):
+                bridge.table[src] = Entry(port.ref, now)
+                self.events.append(("learned", port.ref, src, 0))
+            return
+        if entry.static:
+            return
+        if bridge.expired(entry, now):
+            self.events.append(("learned", port.ref, src, 0))
+        elif entry.port != port.ref:
+            self.events.append(("moved", port.ref, src, entry.port))
+        bridge.table[src] = Entry(port.ref, now)
+
+    def _flood(self, port: Port, bridge: Bridge, frame: bytes) -> str | None:
+        if not is_group(frame) and not bridge.flood_unknown:
+            return "no_destination"
+        others = [p for p in self.ports.values() if p is not port and p.bridge == port.bridge and p.link]
+        for other in others:
+            self._deliver(other, frame)
+        return None if others else "no_destination"
+
+    def _deliver(self, port: Port, frame: bytes) -> None:
+        reason = self._obstacle(port, frame)
+        if reason is not None:
+            port.tx_drops[reason] += 1
+            return
+        port.inbox.append(frame)
+        port.counters["tx_packets"] += 1
+        port.counters["tx_bytes"] += len(frame)
+
+    def _obstacle(self, port: Port, frame: bytes) -> str | None:
+        """Why a copy doesn't reach a port's guest; if it does, its buffers are used."""
+        if not port.link:
+            return "link_down"
+        if port.mtu and l3_size(frame) > port.mtu:
+            return "mtu_exceeded"
+        guest = port.guest
+        assert guest is not None
+        if guest.posted == 0:
+            return "guest_rx_full"
+        need = -(-(guest.header + len(frame)) // guest.buffer)
+        if need > 1 and not guest.mergeable:
+            return "guest_rx_too_small"
+        if need > guest.posted:
+            return "guest_rx_full"
+        guest.posted -= need
+        return None
+
+    # ---- control ----
+
+    def flush(self, bridge: str, *, port: int | None = None, vid: int | None = None, mac: bytes | None = None) -> int:
+        """Remove the dynamic entries that match everything given: how many. All entries are of VID 0."""
+        table = self.bridges[bridge].table
+        gone = [
+            key
+            for key, entry in table.items()
+            if not entry.static and port in (None, entry.port) and vid in (None, 0) and mac in (None, key)
+        ]
+        for key in gone:
+            del table[key]
+        return len(gone)
+
+    def sweep(self, bridge: str, now: int) -> int:
+        """Remove what is too old: how many."""
+        b = self.bridges[bridge]
+        before = len(b.table)
+        b.table = b.live(now)
+        return before - len(b.table)
+
+    def set_static(self, bridge: str, mac: bytes, port: int, after: Collection[bytes]) -> bool:
+        """A static entry in the place of any other; False when only static ones could make room."""
+        b = self.bridges[bridge]
+        b.table.pop(mac, None)
+        if not b.make_room(after):
+            return False
+        b.table[mac] = Entry(port, 0, static=True)
+        return True

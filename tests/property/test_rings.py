@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ring walking through the real switch: every legal layout arrives, every illegal ring is answered as it should be.
+
+The judge is the slow reference device (tests/oracle.py), which reads the same guest memory for itself: it says what a
+transmit ring holds, where the rules are broken and how, and what receive buffers look like after a frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from pvswitch.driver import Desc, Driver, DriverConf, Layout
+from tests.bench_switch import (
+    ANY_LAYOUT,
+    EVENT_IDX,
+    INDIRECT,
+    MODERN,
+    MRG_RXBUF,
+    RX,
+    TX,
+    VERSION_1,
+    BenchSwitch,
+    guest_conf,
+)
+from tests.oracle import INDIRECT as INDIRECT_FLAG
+from tests.oracle import NEXT, WRITE, Chain, ReferenceDevice, ReferenceRing, RingError
+from tests.property.reference import Bridge, Guest, Port, ReferenceSwitch
+
+MAC_A, MAC_B, MAC_C = (bytes([2, 0, 0, 0, 0, i]) for i in (10, 11, 12))
+FEATURES = [
+    MODERN,
+    MODERN & ~MRG_RXBUF,
+    MODERN & ~EVENT_IDX,
+    VERSION_1 | ANY_LAYOUT | INDIRECT,
+    MRG_RXBUF | ANY_LAYOUT,
+    ANY_LAYOUT,
+]
+QUEUE = 16
+LATCHED = {
+    "avail_jump": "the avail index moved by more than the ring's size",
+    "head_range": "the avail ring names a descriptor beyond the ring's size",
+    "next_range": "a descriptor's next field is beyond the table's size",
+    "chain_long": "a descriptor chain is longer than the ring or 1024, or loops",
+    "address": "a descriptor points outside the memory that the front end shared",
+    "indirect_refused": "an indirect descriptor was used without the feature, or inside an indirect table",
+    "indirect_size": "an indirect table is empty, too long, or not a multiple of 16 bytes",
+    "indirect_next": "a descriptor has both INDIRECT and NEXT set",
+    "indirect_address": "an indirect table is not inside one region of the shared memory",
+    "rx_readable": "a receive chain has device-readable descriptors",
+    "rx_short": "a receive chain is smaller than the virtio-net header",
+}
+
+
+def frame_of(length: int, seed: int = 0) -> bytes:
+    return (MAC_B + MAC_A + b"\x88\xb5").ljust(14, b"\0") + bytes((seed + 7 * i) & 0xFF for i in range(length - 14))
+
+
+def reference(guest: Driver) -> ReferenceDevice:
+    return ReferenceDevice(guest.regions(), guest.vring(RX), guest.vring(TX), guest.features)
+
+
+def memory_of(guest: Driver) -> list[bytearray]:
+    """All of a guest's memory, region by region."""
+    return [bytearray(guest.memory(r.gpa, r.size)) for r in guest.regions()]
+
+
+def blank(guest: Driver, memory: list[bytearray], uva: int, length: int) -> None:
+    """Forget a range, given by user address, in a copy of memory."""
+    for region, copy in zip(guest.regions(), memory, strict=True):
+        if region.uva <= uva and uva + length <= region.uva + region.size:
+            copy[uva - region.uva : uva - region.uva + length] = bytes(length)
+            return
+    raise AssertionError("not in guest memory")
+
+
+def blank_wishes(guest: Driver, memory: list[bytearray], ring: int) -> None:
+    """Forget how the device asks for kicks: used->flags and avail_event are its own business."""
+    v = guest.vring(ring)
+    blank(guest, memory, v.used_uva, 2)
+    blank(guest, memory, v.used_uva + 4 + 8 * v.num, 2)
+
+
+@contextmanager
+def switch_with(a: DriverConf, b: DriverConf | None = None) -> Iterator[BenchSwitch]:
+    """Guest a on a switch with b, both known to the FDB's static part."""
+    with BenchSwitch() as switch:
+        fdb = switch.add_bridge()
+        switch.add_port("a", a)
+        switch.add_port("b", b or guest_conf())
+        fdb.set_static(MAC_A, 0, switch.ports["a"].handle.ref)
+        fdb.set_static(MAC_B, 0, switch.ports["b"].handle.ref)
+        yield switch
+
+
+# ---- legal rings ----
+
+
+@st.composite
+def layouts(draw: st.DrawFn, features: int, longest: int) -> Layout | None:
+    cuts = draw(st.lists(st.integers(1, longest), max_size=8, unique=True).map(sorted))
+    indirect = bool(features & INDIRECT) and draw(st.booleans())
+    direct = draw(st.integers(0, 3)) if indirect else 0
+    return Layout(tuple(cuts), indirect, direct, draw(st.booleans()), draw(st.booleans()))
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> DriverConf:
+    conf = guest_conf(
+        draw(st.sampled_from(FEATURES)), queue_size=QUEUE, tx_buf_size=12_000, seed=draw(st.integers(1, 9))
+    )
+    regions = draw(st.integers(1, 4))
+    return replace(
+        conf,
+        regions=regions,
+        adjacent=draw(st.booleans()),
+        one_file=draw(st.booleans()),
+        rx_buf_size=draw(st.sampled_from([64, 100, 512, 1526, 2048, 9100])),
+    )
+
+
+@given(data=st.data(), conf_a=shapes(), conf_b=shapes())
+@settings(max_examples=120, deadline=None)
+def test_every_legal_layout_arrives_as_the_reference_device_says(
+    data: st.DataObject, conf_a: DriverConf, conf_b: DriverConf
+) -> None:
+    """What the reference device reads from a's ring is what b gets, byte for byte, in b's whole memory."""
+    with switch_with(conf_a, conf_b) as switch, closing(Driver(conf_b)) as twin, closing(reference(twin)) as device:
+        a, b = switch.ports["a"].guest, switch.ports["b"].guest
+        for _ in range(data.draw(st.integers(1, 12))):
+            rx_layout = data.draw(layouts(conf_b.features, conf_b.rx_buf_size))
+            posted = data.draw(st.integers(0, QUEUE))
+            assert switch.post("b", posted, rx_layout) == twin.rx_fill(posted, layout=rx_layout)
+            frame = frame_of(data.draw(st.integers(14, 200) | st.sampled_from([1514, 2036, 2037, 9014])))
+            switch.send("a", frame, data.draw(layouts(conf_a.features, len(frame))))
+            with closing(reference(a)) as reader:
+                reader.tx.last_avail = reader.tx.used_idx = a.used_idx(TX)
+                reader.tx.publish = lambda: False  # type: ignore[method-assign]
+                reader.tx.use = lambda chain, written: None  # type: ignore[method-assign]
+                header, seen = reader.take() or (b"", b"")
+            assert (header, seen) == (bytes(a.hdr_len), frame)
+            drops = switch.counters("b").tx_drops
+            switch.settle()
+            # The net header is zero but for num_buffers, which the reference device writes too.
+            if not device.give(seen):
+                assert switch.counters("b").tx_drops != drops
+            os.eventfd_write(b.vring(RX).call_fd, 1)  # so that both guests may look without being called
+            assert_same_memory(b, twin)
+            assert switch.received("b") == received(twin)
+            assert a.tx_reap() == 1
+        assert [p.handle.broken() for p in switch.ports.values()] == [None, None]
+
+
+def received(guest: Driver) -> list[bytes]:
+    frames = []
+    while (got := guest.rx()) is not None:
+        frames.append(got[0])
+    return frames
+
+
+def assert_same_memory(guest: Driver, twin: Driver) -> None:
+    """Two guests built alike, one served by the switch and one by the reference device, hold the same bytes."""
+    memories = []
+    for g in (guest, twin):
+        memory = memory_of(g)
+        for ring in (RX, TX):
+            blank_wishes(g, memory, ring)
+        memories.append(memory)
+    assert memories[0] == memories[1]
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_a_burst_longer_than_the_worker_takes_at_once(features: int) -> None:
+    """As many frames as the ring holds, twice round the index's 16 bits: in order, none lost."""
+    with switch_with(
+        guest_conf(features, queue_size=256, tx_buf_size=256), guest_conf(features, queue_size=256, rx_buf_size=256)
+    ) as switch:
+        sent = 0
+        while sent < 2 * 65_536:
+            switch.post("b")
+            burst = [frame_of(60, seed=sent + i) for i in range(256)]
+            for frame in burst:
+                switch.ports["a"].guest.tx(frame)
+            switch.ports["a"].guest.kick(TX)
+            switch.settle()
+            assert switch.received("b") == burst
+            assert switch.ports["a"].guest.tx_reap() == 256
+            sent += 256
+        assert switch.counters("a").values["rx_packets"] == switch.counters("b").values["tx_packets"] == sent
+
+
+# ---- illegal transmit rings ----
+
+
+@dataclass(frozen=True)
+class Illegal:
+    """What to write into a ring: descriptors of the ring, of an indirect table in scratch memory, and heads."""
+
+    ring: tuple[Desc, ...]
+    table: tuple[Desc, ...]
+    heads: tuple[int, ...]
+    jump: int | None
+
+
+TABLE = 0x8000  # offset of the indirect table in the 64 KiB of scratch memory
+
+
+@st.composite
+def descriptors(draw: st.DrawFn, guest: Driver, direction: int) -> Desc:
+    """Mostly legal: the interesting rings are wrong in one place, behind much that is right."""
+    odd = draw(st.integers(0, 39))
+    scratch, last = guest.scratch_gpa, guest.regions()[-1]
+    flags = direction | draw(st.sampled_from([0, NEXT]))
+    following = draw(st.integers(0, QUEUE - 1))
+    addr, length = scratch + draw(st.integers(0, 700)), draw(st.sampled_from([0, 1, 10, 12, 13, 14, 26, 60, 100, 300]))
+    match odd:
+        case 0:
+            addr = draw(st.sampled_from([0, last.gpa + 2 * last.size, last.gpa + last.size - 5, (1 << 64) - 8]))
+        case 1:
+            length = draw(st.sampled_from([0x10001, 0x7FFF_FFFF, 0xFFFF_FFFF]))
+        case 2:
+            flags ^= WRITE
+        case 3:
+            following = draw(st.integers(QUEUE, 65_535))
+        case 4:
+            flags |= INDIRECT_FLAG
+        case 5:
+            addr, length, flags = scratch + TABLE, draw(st.sampled_from([0, 8, 17, 16 * QUEUE + 16])), INDIRECT_FLAG
+        case 6:
+            addr, length, flags = scratch + TABLE, 16, INDIRECT_FLAG | NEXT
+        case 7:
+            addr, length, flags = last.gpa + last.size - 16, 32, INDIRECT_FLAG
+        case 8 | 9 | 10:
+            addr, length = scratch + TABLE, 16 * draw(st.integers(1, QUEUE))
+            flags = INDIRECT_FLAG | draw(st.sampled_from([0, WRITE]))
+    return Desc(addr, length, flags, following)
+
+
+@st.composite
+def illegal_rings(draw: st.DrawFn, guest: Driver, direction: int) -> Illegal:
+    ring, table = (tuple(draw(descriptors(guest, direction)) for _ in range(QUEUE)) for _ in range(2))
+    heads = draw(st.lists(st.integers(0, QUEUE - 1), min_size=1, max_size=6))
+    odd, jump = draw(st.integers(0, 19)), None
+    if odd == 0:
+        heads.append(draw(st.integers(QUEUE, 65_535)))
+    elif odd == 1:
+        jump = draw(st.integers(QUEUE + 1, 65_535))
+    return Illegal(ring, table, tuple(heads), jump)
+
+
+def write_ring(guest: Driver, ring: int, wrong: Illegal) -> None:
+    """Put it into guest memory: net headers are found where zeros are, frames behind them."""
+    guest.memory(guest.scratch_gpa, 0x10000)[:] = bytes(64) + bytes(i % 251 for i in range(0x10000 - 64))
+    for i, desc in enumerate(wrong.ring):
+        guest.set_desc(ring, i, desc)
+    raw = b"".join(
+        d.addr.to_bytes(8, "little")
+        + d.len.to_bytes(4, "little")
+        + d.flags.to_bytes(2, "little")
+        + d.next.to_bytes(2, "little")
+        for d in wrong.table
+    )
+    guest.memory(guest.scratch_gpa + TABLE, len(raw))[:] = raw
+    for head in wrong.heads:
+        guest.raw_post(ring, head)
+    if wrong.jump is not None:
+        guest.set_avail_idx(ring, guest.used_idx(ring) + wrong.jump)
+
+
+class JudgedRing(ReferenceRing):
+    """The reference's ring, telling a bad indirect table from a bad buffer."""
+
+    def _check_indirect(self, addr: int, length: int, flags: int, nested: bool) -> None:
+        try:
+            super()._check_indirect(addr, length, flags, nested)
+        except RingError as error:
+            raise RingError("indirect_address" if error.reason == "address" else error.reason) from error
+
+
+@dataclass
+class Verdict:
+    """What must become of a ring: its chains up to the illegal one, and the reason, if there is one."""
+
+    chains: list[Chain]
+    frames: list[bytes | None]  # None: malformed
+    reason: str | None
+
+
+def judge_tx(guest: Driver) -> Verdict:
+    with closing(reference(guest)) as device:
+        ring = JudgedRing(device.memory, guest.vring(TX), guest.features)
+        verdict = Verdict([], [], None)
+        try:
+            while (chain := ring.peek(len(verdict.chains))) is not None:
+                data = b"".join(device.memory.read(s.gpa, s.length) for s in chain.segments)
+                verdict.chains.append(chain)
+                verdict.frames.append(frame_in(data, chain, device.hdr_len))
+        except RingError as error:
+            verdict.reason = error.reason
+        return verdict
+
+
+def frame_in(data: bytes, chain: Chain, hdr_len: int) -> bytes | None:
+    """The frame of a chain, or None where it is malformed: a bad direction, a bad header, or not even Ethernet."""
+    header, frame = data[:hdr_len], data[hdr_len:]
+    if any(s.writable for s in chain.segments) or len(frame) < 14 or header[0] & 1 or header[1]:
+        return None
+    return frame
+
+
+@given(data=st.data(), features=st.sampled_from(FEATURES))
+@settings(max_examples=200, deadline=None)
+def test_an_illegal_transmit_ring_breaks_its_own_port_and_nothing_else(data: st.DataObject, features: int) -> None:
+    conf = guest_conf(features, queue_size=QUEUE, tx_buf_size=256)
+    with BenchSwitch() as switch:
+        fdb = switch.add_bridge(limit=64)
+        for name in ("evil", "b", "c"):
+            switch.add_port(name, conf if name == "evil" else guest_conf(queue_size=256))
+        fdb.set_static(MAC_B, 0, switch.ports["b"].handle.ref)
+        fdb.set_static(MAC_C, 0, switch.ports["c"].handle.ref)
+        evil = switch.ports["evil"].guest
+        switch.post("b")
+        switch.post("c")
+        wrong = data.draw(illegal_rings(evil, 0))
+        write_ring(evil, TX, wrong)
+        verdict = judge_tx(evil)
+        event(f"latched: {verdict.reason}, after {len(verdict.frames)} chains")
+        before = memory_of(evil)
+        evil.kick(TX, force=True)
+        frame = MAC_C + MAC_B + b"\x88\xb5" + bytes(50)
+        switch.send("b", frame)
+        switch.settle()
+
+        broken = switch.ports["evil"].handle.broken()
+        assert broken == (None if verdict.reason is None else LATCHED[verdict.reason])
+        seen = switch.counters("evil")
+        assert seen.rx_drops.get("malformed", 0) == verdict.frames.count(None)
+        assert seen.values["rx_packets"] == len(verdict.frames) - verdict.frames.count(None)
+        # Every chain before the illegal one is given back, with nothing written.
+        used = [evil.raw_take(TX) for _ in verdict.chains]
+        assert used == [(chain.head, 0) for chain in verdict.chains]
+        assert evil.raw_take(TX) is None
+        assert_only_used_ring_changed(evil, before, TX)
+        assert [f for f in switch.received("c") if f != frame] == expected_at_c(verdict.frames)
+        assert switch.counters("c").values["tx_packets"] == len(expected_at_c(verdict.frames)) + 1
+        assert switch.ports["b"].guest.tx_reap() == 1
+        # Broken is for this life only.
+        if verdict.reason is not None:
+            switch.heal("evil")
+            assert switch.ports["evil"].handle.broken() is None
+            switch.send("evil", frame)
+            switch.settle()
+            assert switch.received("c")[-1] == frame
+
+
+def expected_at_c(frames: list[bytes | None]) -> list[bytes]:
+    """What the reference switch lets through from the evil guest to c."""
+    model = ReferenceSwitch()
+    model.bridges["br0"] = Bridge(64, 300)
+    for ref, name in enumerate(("evil", "b", "c"), start=1):
+        model.ports[name] = Port(ref, "br0", guest=Guest(posted=1 << 16))
+    for mac, ref in ((MAC_B, 2), (MAC_C, 3)):
+        model.set_static("br0", mac, ref, ())
+    for frame in frames:
+        if frame is not None:
+            model.transmit("evil", frame, 0, ())
+    return model.ports["c"].inbox
+
+
+def assert_only_used_ring_changed(guest: Driver, before: list[bytearray], ring: int) -> None:
+    after, v = memory_of(guest), guest.vring(ring)
+    for memory in (before, after):
+        blank(guest, memory, v.used_uva, 4 + 8 * v.num + 2)
+    assert before == after
+
+
+# ---- illegal receive rings ----
+
+
+def judge_rx(guest: Driver, frame: bytes) -> tuple[list[Chain], str | None]:
+    """The chains that the next frame takes, or why there are none: a latched reason, or "full" or "too_small"."""
+    with closing(reference(guest)) as device:
+        used = guest.used_idx(RX)
+        ring = JudgedRing(device.memory, guest.vring(RX), guest.features, last_avail=used, used_idx=used)
+        need, room, chains = device.hdr_len + len(frame), 0, []
+        try:
+            while room < need:
+                chain = ring.peek(len(chains))
+                if chain is None:
+                    return [], "full"
+                if not all(s.writable for s in chain.segments):
+                    return [], "rx_readable"
+                if chain.length < device.hdr_len:
+                    return [], "rx_short"
+                chains.append(chain)
+                room += chain.length
+                if room < need and not device.mrg:
+                    return [], "too_small"
+        except RingError as error:
+            return [], error.reason
+        return chains, None
+
+
+@given(data=st.data(), features=st.sampled_from(FEATURES))
+@settings(max_examples=200, deadline=None)
+def test_an_illegal_receive_ring_breaks_its_own_port_and_nothing_else(data: st.DataObject, features: int) -> None:
+    conf = guest_conf(features, queue_size=QUEUE, tx_buf_size=256, rx_buf_size=256)
+    with BenchSwitch() as switch:
+        switch.add_bridge(limit=64)
+        for name in ("evil", "b", "c"):
+            switch.add_port(name, conf if name == "evil" else guest_conf(queue_size=256))
+        evil = switch.ports["evil"].guest
+        switch.post("c")
+        write_ring(evil, RX, data.draw(illegal_rings(evil, WRITE)))
+        drops: dict[str, int] = {"guest_rx_full": 0, "guest_rx_too_small": 0}
+        delivered, reason = 0, None
+        for i in range(4):
+            frame = b"\xff" * 6 + MAC_B + b"\x88\xb5" + bytes([i]) * data.draw(st.integers(0, 400))
+            chains, obstacle = judge_rx(evil, frame) if reason is None else ([], "down")
+            if obstacle in LATCHED:
+                reason = obstacle
+            before = memory_of(evil)
+            switch.send("b", frame)
+            switch.settle()
+
+            assert switch.received("c") == [frame]
+            assert switch.ports["evil"].handle.broken() == (None if reason is None else LATCHED[reason])
+            delivered += obstacle is None
+            drops["guest_rx_full"] += obstacle == "full" or obstacle in LATCHED
+            drops["guest_rx_too_small"] += obstacle == "too_small"
+            seen = switch.counters("evil")
+            assert seen.values["tx_packets"] == delivered
+            assert seen.tx_drops == {name: n for name, n in drops.items() if n}
+            assert_written_in_buffers_only(evil, before, chains, frame)
+        event(f"latched: {reason}, delivered: {delivered}")
+
+
+def assert_written_in_buffers_only(guest: Driver, before: list[bytearray], chains: list[Chain], frame: bytes) -> None:
+    """Besides the used ring, only the first header-plus-frame bytes of the chains taken may have changed."""
+    after, v, left = memory_of(guest), guest.vring(RX), guest.hdr_len + len(frame)
+    for memory in (before, after):
+        blank(guest, memory, v.used_uva, 4 + 8 * v.num + 2)
+    for chain in chains:
+        for segment in chain.segments:
+            part = min(left, segment.length)
+            left -= part
+            for region, old, new in zip(guest.regions(), before, after, strict=True):
+                start = max(segment.gpa, region.gpa) - region.gpa
+                end = min(segment.gpa + part, region.gpa + region.size) - region.gpa
+                if start < end:
+                    old[start:end] = new[start:end]
+    assert before == after

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The switch as a process, and guests on it. One that doesn't end cleanly fails the tests that used it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvswitch.process import SwitchProcess
+from pvswitch.vm import (
+    Image,
+    Machine,
+    MissingTool,
+    Nic,
+    accelerator,
+    build_image,
+    cache_dir,
+    find_busybox,
+    find_kernel,
+    qemu_version,
+)
+from tests.conftest import RequirePeer, missing_peer
+from tests.system.testpmd import hugepages
+
+StartSwitch = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[SwitchProcess]]
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.system)
+
+
+@contextlib.asynccontextmanager
+async def running_switch(config: Mapping[str, Any]) -> AsyncIterator[SwitchProcess]:
+    """A switch for the body; then SIGTERM must end it with status 0, leaving no socket and no traceback."""
+    async with SwitchProcess(config) as switch:
+        yield switch
+        assert switch.running, f"the switch died during the test; log:\n{switch.log()}"
+        status = await switch.stop()
+        log = switch.log()
+        assert status == 0, f"status {status} after SIGTERM; log:\n{log}"
+        assert not switch.leftovers()
+        assert "Traceback" not in log, log
+        assert "AddressSanitizer" not in log, log
+
+
+@pytest.fixture(scope="session")
+def start_switch() -> StartSwitch:
+    return running_switch
+
+
+@pytest.fixture(scope="session")
+def qemu(require_peer: RequirePeer) -> str:
+    """The installed QEMU, with the kernel and busybox that its guests need."""
+    program = require_peer("qemu-system-x86_64", package="qemu-system-x86")
+    try:
+        find_kernel()
+        find_busybox()
+    except MissingTool as error:
+        missing_peer(str(error))
+    return program
+
+
+@pytest.fixture(scope="session")
+def qemu10(qemu: str) -> str:
+    """A QEMU of version 10 or later, which works with MSI-X."""
+    for program in (str(cache_dir() / "bin/qemu-system-x86_64-10"), qemu):
+        if shutil.which(program) and qemu_version(program) >= (10, 0):
+            return program
+    missing_peer("QEMU 10 not found: run scripts/fetch-guest-tools, which takes it from bookworm-backports")
+    raise AssertionError
+
+
+@pytest.fixture(scope="session")
+def image(qemu: str, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return build_image(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(scope="session")
+def testpmd_huge(require_peer: RequirePeer) -> Iterator[bool]:
+    """Whether testpmd has hugepages (reserved for the session when root; the old number comes back)."""
+    require_peer("dpdk-testpmd", package="dpdk-dev")
+    with hugepages(300) as huge:
+        yield huge
+
+
+async def machine_on(
+    switch: SwitchProcess,
+    port: str,
+    image: Image,
+    program: str,
+    *,
+    address: str = "",
+    mtu: int | None = None,
+    extra: Sequence[str] = (),
+) -> Machine:
+    """A guest on a port, with exactly the lines that `pvswitch port qemu-args` prints; not yet booted."""
+    devices = [*await switch.qemu_args(port, qemu_version(program), accelerator()), *extra]
+    nics = [Nic("eth0", address, mtu)] if address else []
+    return Machine(port, image, devices, nics=nics, qemu=program)
+
+
+async def boot_all(switch: SwitchProcess, *machines: Machine) -> None:
+    """Boot guests together and wait until the ports of their names are up."""
+    await asyncio.gather(*(machine.boot(120) for machine in machines))
+    for machine in machines:
+        await switch.wait_link(machine.name)
+
+
+async def ping(machine: Machine, address: str, *, count: int, size: int, interval: float = 0.01) -> None:
+    """Ping from a guest; every request must be answered."""
+    command = f"ping -q -i {interval} -c {count} -s {size} {address}"
+    _, output = await machine.run(command, seconds=30 + count * (interval + 0.05))
+    assert f"{count} packets transmitted, {count} packets received" in output, output
+
+
+async def transfer(source: Machine, target: Machine, address: str) -> None:
+    """Send 10 MB of noise over TCP from `source`, which has `address`; both ends must see one SHA-256."""
+    await source.check("mkdir -p /www; dd if=/dev/urandom of=/www/noise bs=1M count=10 2>&1")
+    await source.check("netstat -ltn | grep -q :80 || httpd -p 80 -h /www")
+    wanted = (await source.check("sha256sum < /www/noise")).split()[0]
+    await target.check(f"wget -q -O /tmp/noise http://{address}/noise", seconds=100)
+    assert (await target.check("sha256sum < /tmp/noise; rm /tmp/noise")).split()[0] == wanted
+
+
+def from_environment(name: str, default: int) -> int:
+    """A number that a long run may raise: the tests' default is made for CI."""
+    return int(os.environ.get(name, default))
