@@ -76,26 +76,23 @@ Vid = Annotated[int, typer.Option(help="VLAN ID", min=0, max=4094)]
 
 def main() -> int:
     """Run the command of sys.argv; return the exit status."""
-    from pvswitch.client import ApiError, NotRunning
-
     try:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else REFUSED if end.code else 0
-    except NotRunning as error:
-        return _complain(str(error), NO_SWITCH)
-    except ApiError as error:
-        return _complain(_words(error), REFUSED)
     except PvswitchError as error:
-        return _complain(str(error), REFUSED)
+        return _complain(error)
     except KeyboardInterrupt:
         return 130  # as a shell reports SIGINT
     return 0
 
 
-def _complain(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
-    return status
+def _complain(error: PvswitchError) -> int:
+    """Say on stderr what was refused; return the exit status."""
+    from pvswitch.client import ApiError, NotRunning
+
+    print(_words(error) if isinstance(error, ApiError) else error, file=sys.stderr)
+    return NO_SWITCH if isinstance(error, NotRunning) else REFUSED
 
 
 def _words(error: ApiError) -> str:

@@ -192,6 +192,11 @@ class Controller:
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
+    def check(self, if_match: Collection[str] | None) -> None:
+        """Raise StaleError when `if_match` is given without the etag in force."""
+        if if_match is not None and self._etag not in if_match:
+            raise StaleError("the configuration has changed meanwhile: read it again and repeat the change")
+
     def _finished(self, task: asyncio.Task[Plan]) -> None:
         self._running.discard(task)
         if not task.cancelled():
@@ -204,8 +209,7 @@ class Controller:
         dry_run: bool,
     ) -> Plan:
         async with self._lock:
-            if if_match is not None and self._etag not in if_match:
-                raise StaleError("the configuration has changed meanwhile: read it again and repeat the change")
+            self.check(if_match)
             new = change(self._config)
             difference = plan(self._config, new)
             _refuse_restart(difference)

@@ -32,6 +32,7 @@ DROP_REASONS: tuple[str, ...] = tuple(
     ffi.string(lib.pvs_drop_reason_name(i)).decode() for i in range(lib.pvs_drop_reason_count())
 )
 PUNT_REASONS: tuple[str, ...] = ("bpdu",)
+_BATCH = 128  # events or frames taken from the core before the loop has its turn again
 _EVENT_KINDS = {
     lib.PVS_EV_LEARNED: "learned",
     lib.PVS_EV_MOVED: "moved",
@@ -471,16 +472,37 @@ class Datapath:
         return {name: int(lib.pvs_lost(self._switch, i)) for i, name in enumerate(names)}
 
     def _drain(self) -> None:
-        """Take all that has come up. Clearing comes first, so that nothing that comes later is missed."""
+        """Take what has come up. Clearing comes first, so that nothing that comes later is missed.
+
+        At most a batch of events and frames at a time: guests that make many must not hold the loop.
+        """
+        if self._switch is None:
+            return
         lib.pvs_wake_clear(self._switch)
         self._reap()
+        if self._take_events() | self._take_punts():
+            assert self._loop is not None
+            self._loop.call_soon(self._drain)
+
+    def _take_events(self) -> bool:
+        """Hand on up to a batch of events; True when there may be more."""
         event = ffi.new("struct pvs_event *")
-        while lib.pvs_event_next(self._switch, event):
+        for _ in range(_BATCH):
+            if not lib.pvs_event_next(self._switch, event):
+                return False
             self.on_event(_event(event))
+        return True
+
+    def _take_punts(self) -> bool:
+        """Hand on up to a batch of punted frames; True when there may be more."""
         punt = ffi.new("struct pvs_punt *")
-        while (n := lib.pvs_punt_next(self._switch, punt, self._punt_buffer, lib.PVS_MAX_FRAME)) > 0:
+        for _ in range(_BATCH):
+            n = lib.pvs_punt_next(self._switch, punt, self._punt_buffer, lib.PVS_MAX_FRAME)
+            if n <= 0:
+                return False
             frame = bytes(ffi.buffer(self._punt_buffer, n))
             self.on_punt(Punt(punt.time_ns, punt.port_ref, punt.vid, PUNT_REASONS[punt.reason], frame))
+        return True
 
     def _reap(self) -> None:
         room = 64

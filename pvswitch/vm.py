@@ -62,15 +62,17 @@ END
         ;;
     esac
 done
-exec < /dev/ttyS1 > /dev/ttyS1
-stty raw -echo
-echo "0 0 0"
-while read -r id seconds command; do
-    rm -f /tmp/.output
-    timeout -k 1 "$seconds" sh -c "$(echo "$command" | base64 -d)" > /tmp/.output 2>&1 < /dev/null
-    echo "$id $? $(stat -c %s /tmp/.output)"
-    cat /tmp/.output
-done
+# In a process of its own: pid 1 inherits orphans, and SIGCHLD makes a waiting `read` drop what it has of a line.
+(
+    stty raw -echo
+    echo "0 0 0"
+    while read -r id seconds command; do
+        rm -f /tmp/.output
+        timeout -k 1 "$seconds" sh -c "$(echo "$command" | base64 -d)" > /tmp/.output 2>&1 < /dev/null
+        echo "$id $? $(stat -c %s /tmp/.output)"
+        cat /tmp/.output
+    done
+) < /dev/ttyS1 > /dev/ttyS1
 poweroff -f
 """
 
@@ -414,11 +416,12 @@ class Machine:
         process = self._process
         assert process is not None
         assert process.stdout is not None
+        head = b""
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    head = (await process.stdout.readuntil(b"\n")).split()
-                    number, status, length = (int(field) for field in head)
+                    head = await process.stdout.readuntil(b"\n")
+                    number, status, length = (int(field) for field in head.split())
                     output = await process.stdout.readexactly(length)
                     if number == expected:
                         return status, output
@@ -427,5 +430,5 @@ class Machine:
         except asyncio.IncompleteReadError:
             reason = "ended: QEMU is gone"
         except (ValueError, asyncio.LimitOverrunError):
-            reason = "wrote something else than answers to its command channel"
+            reason = f"wrote something else than answers to its command channel: {head!r}"
         raise MachineError(f"guest {self.name} {reason}; the end of its console:\n{self.console()}")

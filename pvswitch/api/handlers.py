@@ -226,13 +226,13 @@ async def list_fdb(call: Call) -> web.Response:
 
 async def flush_fdb(call: Call) -> web.Response:
     """Forget the dynamic addresses that the query names; `type=static` removes static ones instead."""
+    tags = read_if_match(call.request)
     bridge, entries = _entries(call, call.query)
     if call.query.get("type") == "static":
         doomed = {(entry.vid, entry.mac) for entry in entries}
-        await call.controller.edit(
-            _edited(lambda document: _drop_static(document, bridge, doomed)), if_match=read_if_match(call.request)
-        )
+        await call.controller.edit(_edited(lambda document: _drop_static(document, bridge, doomed)), if_match=tags)
     else:
+        call.controller.check(tags)
         call.dataplane.fdb_flush(bridge, port=call.query.get("port"), vid=call.query.get("vid"))
     return _no_content(call)
 
@@ -283,6 +283,7 @@ async def delete_fdb(call: Call) -> web.Response:
         doomed = {(entry.vid, entry.mac)}
         await call.controller.edit(_edited(lambda document: _drop_static(document, bridge, doomed)), if_match=tags)
     else:
+        call.controller.check(tags)
         call.dataplane.fdb_flush(bridge, vid=entry.vid, mac=entry.mac)
     return _no_content(call)
 

@@ -70,7 +70,7 @@ def pattern(name: str, regex: str, example: str, description: str = "") -> Param
 
 def _read_cursor(text: str) -> str:
     try:
-        return base64.urlsafe_b64decode(text.encode("ascii")).decode()
+        return base64.b64decode(text, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         raise ValueError("is not a cursor: take it from `next` of the answer before") from None
 

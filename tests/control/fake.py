@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data plane that only notes what it is told: what the controller and the API are tested against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pvswitch.errors import ApplyError
+from pvswitch.model import (
+    FdbEntry,
+    LinkReason,
+    Plan,
+    PortState,
+    PortStats,
+    SwitchConfig,
+    WorkerPerf,
+    link_message,
+)
+
+
+@dataclass
+class FakeDataplane:
+    """Carries out every plan at once; refuses to prepare any port in `broken`."""
+
+    broken: set[str] = field(default_factory=set)
+    calls: list[str] = field(default_factory=list)
+    config: SwitchConfig = field(default_factory=SwitchConfig)
+    learned: dict[str, list[FdbEntry]] = field(default_factory=dict)
+    is_ready: bool = True
+
+    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> object:
+        self.calls.append("prepare")
+        for change in plan.changes:
+            name = change.pointer.rpartition("/")[2]
+            if change.op != "remove" and name in self.broken:
+                raise ApplyError(f"port {name} cannot listen: make its folder writable", change.pointer)
+        return new
+
+    async def commit(self, prepared: object) -> None:
+        assert isinstance(prepared, SwitchConfig)
+        self.calls.append("commit")
+        self.config = prepared
+
+    async def retire(self, prepared: object) -> None:
+        self.calls.append("retire")
+
+    def port_state(self, name: str) -> PortState:
+        port = self.config.ports[name]
+        reason = LinkReason.WAITING_FOR_FRONTEND if port.enabled else LinkReason.ADMIN_DOWN
+        message = link_message(reason, name, self.config.port_socket(name))
+        return PortState(link="down", reason=reason, message=message)
+
+    def port_stats(self, name: str) -> PortStats:
+        return PortStats(rx_packets=7, rx_dropped=2, rx_drops={"no_destination": 2})
+
+    def learn(self, bridge: str, mac: str, port: str) -> None:
+        entry = FdbEntry(name=f"0/{mac}", mac=mac, vid=0, port=port, type="dynamic", age=1.0)
+        self.learned.setdefault(bridge, []).append(entry)
+
+    def fdb(self, bridge: str) -> list[FdbEntry]:
+        static = [
+            FdbEntry(name=f"{e.vid}/{e.mac}", mac=e.mac, vid=e.vid, port=e.port, type="static")
+            for e in self.config.bridges[bridge].fdb
+        ]
+        return static + self.learned.get(bridge, [])
+
+    def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
+        before = self.learned.get(bridge, [])
+        kept = [
+            entry
+            for entry in before
+            if (port is not None and entry.port != port)
+            or (vid is not None and entry.vid != vid)
+            or (mac is not None and entry.mac != mac)
+        ]
+        self.learned[bridge] = kept
+        return len(before) - len(kept)
+
+    def totals(self) -> dict[str, int]:
+        return {"rx_packets": 7, "ports": len(self.config.ports)}
+
+    def perf(self) -> list[WorkerPerf]:
+        return [WorkerPerf(name="worker0", worker=0, packets=7, cycles=700, cycles_per_packet=100.0)]
+
+    def ready(self) -> bool:
+        return self.is_ready

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong documents, each with the places that must be named: used for files and for requests alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+M = "52:54:00:00:00:01"
+
+
+def ports(**settings: Any) -> dict[str, Any]:
+    return {"ports": {"vm1": settings}}
+
+
+def fdb(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"bridges": {"br0": {"fdb": list(entries)}}, "ports": {"vm1": {}}}
+
+
+# What it is -> (document, places, a part of the first message)
+MALFORMED: dict[str, tuple[Any, list[str], str]] = {
+    "unknown key": ({"portz": {}}, ["portz"], "did you mean `ports`"),
+    "unknown key, nothing close": ({"zzz": 1}, ["zzz"], "unknown key"),
+    "state_dir": ({"state_dir": "/x"}, ["state_dir"], "not available in this version"),
+    "relative path": ({"runtime_dir": "run"}, ["runtime_dir"], "absolute path"),
+    "control characters": ({"socket_dir": "/a\nb"}, ["socket_dir"], "control characters"),
+    "number as mode": ({"socket_mode": 660}, ["socket_mode"], "in quotes"),
+    "no octal mode": ({"socket_mode": "0999"}, ["socket_mode"], "octal"),
+    "no such group": ({"socket_group": "no-such"}, ["socket_group"], "groupadd no-such"),
+    "listen beyond loopback": ({"api": {"listen": "0.0.0.0:80"}}, ["api.listen"], "token"),
+    "listen without a port": ({"api": {"listen": "127.0.0.1"}}, ["api.listen"], "address and a port"),
+    "listen on port 70000": ({"api": {"listen": "127.0.0.1:70000"}}, ["api.listen"], "address and a port"),
+    "tokens": ({"api": {"tokens_file": "/t"}}, ["api.tokens_file"], "not available"),
+    "workers": ({"datapath": {"workers": 4}}, ["datapath.workers"], "not available"),
+    "no worker": ({"datapath": {"workers": 0}}, ["datapath.workers"], "at least 1"),
+    "polling": ({"datapath": {"polling": "often"}}, ["datapath.polling"], "'busy'"),
+    "too many CPUs": ({"datapath": {"cpus": [0, 1]}}, ["datapath.cpus"], "at most 1"),
+    "bridges as a list": ({"bridges": [1]}, ["bridges"], "mapping"),
+    "bridge name": ({"bridges": {"br 0": {}}}, ["bridges.br 0"], "not a name"),
+    "65 bridges": ({"bridges": {f"b{i}": {} for i in range(65)}}, ["bridges"], "at most 64"),
+    "ageing as text": ({"bridges": {"br0": {"aging_time": "5"}}}, ["bridges.br0.aging_time"], "whole number"),
+    "ageing below 0": ({"bridges": {"br0": {"aging_time": -1}}}, ["bridges.br0.aging_time"], "at least 0"),
+    "fdb_size": ({"bridges": {"br0": {"fdb_size": 1000001}}}, ["bridges.br0.fdb_size"], "at most 1000000"),
+    "flows": ({"bridges": {"br0": {"flows": {}}}}, ["bridges.br0.flows"], "not available"),
+    "static multicast": (
+        fdb({"mac": "01:00:5e:00:00:01", "port": "vm1"}),
+        ["bridges.br0.fdb[0].mac"],
+        "multicast",
+    ),
+    "no MAC": (fdb({"mac": "52:54", "port": "vm1"}), ["bridges.br0.fdb[0].mac"], "MAC address"),
+    "missing MAC": (fdb({"port": "vm1"}), ["bridges.br0.fdb[0].mac"], "missing"),
+    "VLAN": (fdb({"mac": M, "vid": 5, "port": "vm1"}), ["bridges.br0.fdb[0].vid"], "VLANs"),
+    "static, no such port": (fdb({"mac": M, "port": "vm9"}), ["bridges.br0.fdb[0].port"], "no port 'vm9'"),
+    "static twice": (
+        fdb({"mac": M, "port": "vm1"}, {"mac": M.upper(), "port": "vm1"}),
+        ["bridges.br0.fdb[1].mac"],
+        "already",
+    ),
+    "static, wrong bridge": (
+        {"bridges": {"a": {"fdb": [{"mac": M, "port": "x"}]}, "b": {}}, "ports": {"x": {"bridge": "b"}}},
+        ["bridges.a.fdb[0].port"],
+        "on bridge 'b'",
+    ),
+    "more static entries than size": (
+        {"bridges": {"br0": {"fdb_size": 1, "fdb": [{"mac": f"02:00:00:00:00:0{i}", "port": "vm1"} for i in (1, 2)]}}}
+        | {"ports": {"vm1": {}}},
+        ["bridges.br0.fdb"],
+        "fdb_size",
+    ),
+    "port name": ({"ports": {"-vm": {}}}, ["ports.-vm"], "not a name"),
+    "long port name": ({"ports": {"v" * 64: {}}}, ["ports." + "v" * 64], "not a name"),
+    "1025 ports": ({"ports": {f"p{i}": {} for i in range(1025)}}, ["ports"], "at most 1024"),
+    "port type": (ports(type="tap"), ["ports.vm1.type"], "`tap` is not available"),
+    "unknown port type": (ports(type="tapp"), ["ports.vm1.type"], "'vhost-user'"),
+    "tap's key": (ports(ifname="tap0"), ["ports.vm1.ifname"], "not available"),
+    "vlan_mode": (ports(vlan_mode="access"), ["ports.vm1.vlan_mode"], "`vlan_mode` is not available"),
+    "client mode": (ports(mode="client"), ["ports.vm1.mode"], "`client` is not available"),
+    "queues": (ports(queues=8), ["ports.vm1.queues"], "not available"),
+    "mtu below": (ports(mtu=67), ["ports.vm1.mtu"], "at least 68"),
+    "mtu as truth": (ports(mtu=True), ["ports.vm1.mtu"], "whole number"),
+    "enabled as text": (ports(enabled="yes"), ["ports.vm1.enabled"], "true or false"),
+    "label as number": (ports(labels={"rack": 7}), ["ports.vm1.labels.rack"], "text"),
+    "feature": (ports(features={"packed": False}), ["ports.vm1.features.packed"], "not available"),
+    "feature typo": (ports(features={"indirct": False}), ["ports.vm1.features.indirct"], "`indirect`"),
+    "no such bridge": (ports(bridge="br9"), ["ports.vm1.bridge"], "no bridge 'br9'"),
+    "which bridge": ({"bridges": {"a": {}, "b": {}}, "ports": {"vm1": {}}}, ["ports.vm1.bridge"], "several"),
+    "same socket": (
+        {"ports": {"vm1": {"socket": "/x/s"}, "vm2": {"socket": "/x//s"}}},
+        ["ports.vm2.socket"],
+        "port 'vm1' already",
+    ),
+    "the API's socket": (
+        {"api": {"socket": "/x/s"}, "ports": {"vm1": {"socket": "/x/s"}}},
+        ["ports.vm1.socket"],
+        "the API already",
+    ),
+    "long socket": (ports(socket="/" + "s" * 107), ["ports.vm1.socket"], "107 bytes"),
+    "all at once, and both kinds": (
+        {
+            "bridges": {"br0": {"aging_time": "x", "fdb": [{"mac": "zz", "port": "vm1"}, {"mac": M, "port": "no"}]}},
+            "ports": {"vm1": {"mtu": 1, "tag": 5}, "vm2": {"bridge": "br9"}, "vm3": []},
+        },
+        [
+            "bridges.br0.aging_time",
+            "bridges.br0.fdb[0].mac",
+            "bridges.br0.fdb[1].port",
+            "ports.vm1.mtu",
+            "ports.vm1.tag",
+            "ports.vm2.bridge",
+            "ports.vm3",
+        ],
+        "whole number",
+    ),
+}

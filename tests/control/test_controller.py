@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plan() as a pure function, and an apply that happens as a whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from pvswitch.controller import Controller, StaleError, etag_of, plan
+from pvswitch.errors import ApplyError
+from pvswitch.model import Plan, SwitchConfig
+from pvswitch.validation import parse
+from tests.control.fake import FakeDataplane
+from tests.control.test_model import documents
+
+BASE: dict[str, Any] = {"runtime_dir": "/r", "bridges": {"a": {}, "b": {}}, "ports": {"vm1": {"bridge": "a"}}}
+
+
+def config(**changes: Any) -> SwitchConfig:
+    return parse({**BASE, **changes})
+
+
+def steps(difference: Plan) -> list[tuple[str, str, bool]]:
+    return [(change.op, change.pointer, change.disruptive) for change in difference.changes]
+
+
+def test_equal_configurations_differ_in_nothing() -> None:
+    assert plan(config(), config()).changes == ()
+
+
+def test_steps_come_in_an_order_that_works() -> None:
+    new = config(bridges={"b": {"aging_time": 5}, "c": {}}, ports={"vm2": {"bridge": "c"}, "vm3": {"bridge": "b"}})
+    old = config(ports={"vm1": {"bridge": "a"}, "vm3": {"bridge": "a"}})
+    assert steps(plan(old, new)) == [
+        ("remove", "#/ports/vm1", True),
+        ("add", "#/bridges/c", False),
+        ("change", "#/bridges/b", False),
+        ("change", "#/ports/vm3", True),
+        ("add", "#/ports/vm2", False),
+        ("remove", "#/bridges/a", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "disruptive"),
+    [
+        ({"mtu": 9000}, ("mtu",), False),
+        ({"enabled": False}, ("enabled",), False),
+        ({"labels": {"a": "b"}}, ("labels",), False),
+        ({"socket": "/s"}, ("socket",), True),
+        ({"features": {"indirect": False}}, ("features",), True),
+        ({"mtu": 9000, "socket": "/s"}, ("mtu", "socket"), True),
+    ],
+)
+def test_what_ends_a_connection_is_said(settings: dict[str, Any], keys: tuple[str, ...], disruptive: bool) -> None:
+    (change,) = plan(config(), config(ports={"vm1": {"bridge": "a", **settings}})).changes
+    assert (change.keys, change.disruptive) == (keys, disruptive)
+    assert ("connection ends" in change.detail) is disruptive
+
+
+@given(documents(), documents())
+def test_a_plan_leads_from_old_to_new(old: dict[str, Any], new: dict[str, Any]) -> None:
+    before, after = parse(old), parse(new)
+    names = {f"#/bridges/{name}" for name in before.bridges} | {f"#/ports/{name}" for name in before.ports}
+    for change in plan(before, after).changes:
+        if change.op == "add":
+            assert change.pointer not in names
+            names.add(change.pointer)
+        else:
+            assert change.pointer in names
+            if change.op == "remove":
+                names.remove(change.pointer)
+    assert names == {f"#/bridges/{name}" for name in after.bridges} | {f"#/ports/{name}" for name in after.ports}
+
+
+async def test_start_begins_from_nothing() -> None:
+    dataplane = FakeDataplane()
+    difference = await Controller(dataplane, config()).start()
+    assert {change.op for change in difference.changes} == {"add"}
+    assert dataplane.calls == ["prepare", "commit", "retire"]
+
+
+async def test_a_failed_prepare_leaves_all_as_it_was() -> None:
+    dataplane = FakeDataplane(broken={"vm2"})
+    controller = Controller(dataplane, config())
+    etag = controller.etag
+    with pytest.raises(ApplyError) as caught:
+        await controller.apply(config(ports={"vm2": {"bridge": "a"}}))
+    assert caught.value.pointer == "#/ports/vm2"
+    assert (controller.config, controller.etag) == (config(), etag)
+    assert dataplane.calls == ["prepare"]
+
+
+async def test_a_dry_run_changes_nothing() -> None:
+    dataplane = FakeDataplane()
+    controller = Controller(dataplane, config())
+    difference = await controller.apply(config(ports={}), dry_run=True)
+    assert steps(difference) == [("remove", "#/ports/vm1", True)]
+    assert controller.config == config()
+    assert dataplane.calls == []
+
+
+async def test_no_difference_touches_nothing() -> None:
+    dataplane = FakeDataplane()
+    await Controller(dataplane, config()).apply(config())
+    assert dataplane.calls == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"datapath": {"polling": "busy"}}, {"socket_dir": "/s"}, {"socket_mode": "0600"}, {"api": {"socket": "/s"}}],
+)
+async def test_what_takes_a_restart_is_refused(changes: dict[str, Any]) -> None:
+    dataplane = FakeDataplane()
+    with pytest.raises(ApplyError, match="restart") as caught:
+        await Controller(dataplane, config()).apply(config(**changes))
+    assert caught.value.pointer == f"#/{next(iter(changes))}"
+    assert dataplane.calls == []
+
+
+async def test_a_stale_etag_is_refused() -> None:
+    controller = Controller(FakeDataplane(), config())
+    with pytest.raises(StaleError):
+        await controller.edit(lambda _: config(ports={}), if_match=["0"])
+    await controller.edit(lambda _: config(ports={}), if_match=["0", controller.etag])
+    assert controller.etag == etag_of(config(ports={}))
+
+
+class SlowDataplane(FakeDataplane):
+    """Prepares only when `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.began = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> object:
+        self.began.set()
+        await self.go.wait()
+        return await super().prepare(old, new, plan)
+
+    async def retire(self, prepared: object) -> None:
+        await super().retire(prepared)
+        self.ended.set()
+
+
+async def test_one_change_at_a_time_and_none_is_lost() -> None:
+    dataplane = SlowDataplane()
+    controller = Controller(dataplane, config())
+
+    def add(name: str) -> Any:
+        return lambda now: parse({**now.document(), "ports": {**now.document()["ports"], name: {"bridge": "a"}}})
+
+    tasks = [asyncio.create_task(controller.edit(add(f"p{i}"))) for i in range(5)]
+    await dataplane.began.wait()
+    dataplane.go.set()
+    await asyncio.gather(*tasks)
+    assert set(controller.config.ports) == {"vm1", "p0", "p1", "p2", "p3", "p4"}
+    assert dataplane.calls == ["prepare", "commit", "retire"] * 5
+
+
+async def test_a_cancelled_caller_does_not_stop_a_change_halfway() -> None:
+    dataplane = SlowDataplane()
+    controller = Controller(dataplane, config())
+    task = asyncio.create_task(controller.apply(config(ports={})))
+    await dataplane.began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    dataplane.go.set()
+    async with asyncio.timeout(10):
+        await dataplane.ended.wait()
+    assert dataplane.calls == ["prepare", "commit", "retire"]
+    assert not controller.config.ports

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model: what is filled in, what is refused, and that reading back changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvswitch import model
+from pvswitch.controller import etag_of
+from pvswitch.errors import InvalidDocument
+from pvswitch.model import LinkReason, Port, SwitchConfig, link_message
+from pvswitch.validation import parse
+from tests.control.malformed import MALFORMED
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_documents_name_every_place(what: str) -> None:
+    document, places, message = MALFORMED[what]
+    with pytest.raises(InvalidDocument) as caught:
+        parse(document)
+    assert [error.place for error in caught.value.errors] == places
+    assert message in caught.value.errors[0].message
+    assert "Input should" not in str(caught.value)
+
+
+@pytest.mark.parametrize("document", [None, [], "text", 7])
+def test_what_is_no_mapping_is_refused(document: Any) -> None:
+    with pytest.raises(InvalidDocument, match="mapping"):
+        parse(document)
+
+
+def test_defaults_are_filled_in() -> None:
+    config = parse({"runtime_dir": "/r", "ports": {"vm1": {}}})
+    assert list(config.bridges) == ["br0"]
+    assert config.port_bridge("vm1") == "br0"
+    assert config.port_socket("vm1") == Path("/r/ports/vm1.sock")
+    assert config.api.socket == Path("/r/api.sock")
+    assert config.socket_mode_bits() == 0o660
+    assert config.bridges["br0"].aging_time == 300
+    assert config.ports["vm1"].mtu is None
+
+
+def test_models_made_in_python_are_filled_in_too() -> None:
+    config = SwitchConfig(runtime_dir=Path("/r"), ports={"vm1": Port(mtu=9000)})
+    assert config.port_socket("vm1") == Path("/r/ports/vm1.sock")
+    with pytest.raises(pydantic.ValidationError):
+        SwitchConfig(ports={"vm1": Port(bridge="nowhere")})
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = parse({})
+    with pytest.raises(pydantic.ValidationError):
+        setattr(config, "socket_mode", "0666")  # noqa: B010 (a type checker refuses the plain form, rightly)
+
+
+@pytest.mark.parametrize("written", ["52-54-00-AB-CD-EF", "52:54:00:ab:cd:ef", "52:54:00:AB:CD:EF"])
+def test_macs_are_normalised(written: str) -> None:
+    config = parse({"bridges": {"b": {"fdb": [{"mac": written, "port": "p"}]}}, "ports": {"p": {}}})
+    assert config.bridges["b"].fdb[0].mac == "52:54:00:ab:cd:ef"
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:8080", "[::1]:8080", "127.8.8.8:1"])
+def test_loopback_addresses_may_listen(listen: str) -> None:
+    assert parse({"api": {"listen": listen}}).api.listen == listen
+
+
+def test_the_runtime_folder_depends_on_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert model.default_runtime_dir() == Path("/run/pvswitch")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert parse({}).api.socket == Path("/run/user/1000/pvswitch/api.sock")
+
+
+def test_the_sockets_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Group:
+        gr_gid = 4242
+
+    def known(name: str) -> Group:
+        if name != "kvm":
+            raise KeyError(name)
+        return Group()
+
+    monkeypatch.setattr(grp, "getgrnam", known)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert parse({}).socket_gid() == 4242
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getgroups", lambda: [4242])
+    assert parse({}).socket_gid() == 4242
+    monkeypatch.setattr(os, "getgroups", lambda: [7])
+    assert parse({}).socket_gid() == os.getegid()
+
+
+@pytest.mark.parametrize("reason", LinkReason)
+def test_every_reason_has_a_sentence(reason: LinkReason) -> None:
+    message = link_message(reason, "vm1", "/x.sock", "detail")
+    assert message.endswith("(detail)")
+    assert "{" not in message
+    assert ":" in message  # what is wrong: what to do about it
+
+
+NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,8}\Z")
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> dict[str, Any]:
+    bridges = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
+    ports = {
+        name: {"bridge": draw(st.sampled_from(bridges))}
+        | draw(st.fixed_dictionaries({}, optional={"mtu": st.integers(68, 65535), "enabled": st.booleans()}))
+        | draw(st.fixed_dictionaries({}, optional={"labels": st.dictionaries(NAMES, NAMES, max_size=2)}))
+        for name in draw(st.lists(NAMES, max_size=5, unique=True))
+    }
+    static = {
+        bridge: [
+            {"mac": f"02:00:00:00:00:{i:02x}", "port": name}
+            for i, name in enumerate(ports)
+            if ports[name]["bridge"] == bridge
+        ]
+        for bridge in bridges
+    }
+    return {"bridges": {name: {"fdb": static[name]} for name in bridges}, "ports": ports}
+
+
+@given(documents())
+def test_a_document_read_back_is_the_same_configuration(document: dict[str, Any]) -> None:
+    config = parse(document)
+    again = parse(config.document())
+    assert again == config
+    assert etag_of(again) == etag_of(config)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["bridges", "ports", "api", "datapath", "socket_mode", "x"]), JUNK)
+    | st.builds(lambda junk: {"ports": {"vm1": junk}, "bridges": {"br0": junk}}, JUNK)
+    | st.builds(lambda junk: {"bridges": {"br0": {"fdb": [junk, {"port": junk, "mac": junk}]}}}, JUNK)
+)
+def test_junk_is_refused_in_words_or_taken(document: dict[str, Any]) -> None:
+    with contextlib.suppress(InvalidDocument):
+        parse(document)
