@@ -32,7 +32,7 @@ from pvswitch.model import (
 class Dataplane(Protocol):
     """What carries a configuration out, and knows the state."""
 
-    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> object:
+    async def prepare(self, new: SwitchConfig) -> object:
         """Do all that can fail; raises ApplyError, with everything undone, when something does."""
 
     async def commit(self, prepared: object) -> None:
@@ -219,7 +219,7 @@ class Controller:
 
     async def _carry_out(self, old: SwitchConfig, new: SwitchConfig) -> Plan:
         difference = plan(old, new)
-        prepared = await self._dataplane.prepare(old, new, difference)
+        prepared = await self._dataplane.prepare(new)
         await self._dataplane.commit(prepared)
         self._config, self._etag = new, etag_of(new)
         await self._dataplane.retire(prepared)

@@ -107,7 +107,7 @@ class Port(ConfigModel):
         }
     )
     # A change of these ends the front end's connection; all others are live.
-    DISRUPTIVE: ClassVar[frozenset[str]] = frozenset({"type", "bridge", "socket", "mode", "queues", "features"})
+    DISRUPTIVE: ClassVar[frozenset[str]] = frozenset({"type", "socket", "mode", "queues", "features"})
 
     type: Annotated[
         Literal["vhost-user"], choice("vhost-user", "tap", "af_packet", "vxlan", "geneve", "gre", "pcap")

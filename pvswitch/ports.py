@@ -23,7 +23,6 @@ from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.model import (
     Bridge,
     FdbEntry,
-    Plan,
     PortState,
     PortStats,
     QueueStats,
@@ -93,7 +92,7 @@ class Ports:
 
     # ---- Dataplane: changes
 
-    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> Prepared:
+    async def prepare(self, new: SwitchConfig) -> Prepared:
         """Make what `new` needs. Raises ApplyError naming the resource, and then leaves nothing behind."""
         prepared = Prepared(new, ports={}, fdbs={})
         pointer = "#"

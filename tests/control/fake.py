@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pvswitch.controller import plan
 from pvswitch.errors import ApplyError
 from pvswitch.model import (
     FdbEntry,
     LinkReason,
-    Plan,
     PortState,
     PortStats,
     SwitchConfig,
@@ -28,9 +28,9 @@ class FakeDataplane:
     learned: dict[str, list[FdbEntry]] = field(default_factory=dict)
     is_ready: bool = True
 
-    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> object:
+    async def prepare(self, new: SwitchConfig) -> object:
         self.calls.append("prepare")
-        for change in plan.changes:
+        for change in plan(self.config, new).changes:
             name = change.pointer.rpartition("/")[2]
             if change.op != "remove" and name in self.broken:
                 raise ApplyError(f"port {name} cannot listen: make its folder writable", change.pointer)

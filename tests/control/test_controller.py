@@ -38,7 +38,7 @@ def test_steps_come_in_an_order_that_works() -> None:
         ("remove", "#/ports/vm1", True),
         ("add", "#/bridges/c", False),
         ("change", "#/bridges/b", False),
-        ("change", "#/ports/vm3", True),
+        ("change", "#/ports/vm3", False),
         ("add", "#/ports/vm2", False),
         ("remove", "#/bridges/a", False),
     ]
@@ -138,10 +138,10 @@ class SlowDataplane(FakeDataplane):
         self.began = asyncio.Event()
         self.ended = asyncio.Event()
 
-    async def prepare(self, old: SwitchConfig, new: SwitchConfig, plan: Plan) -> object:
+    async def prepare(self, new: SwitchConfig) -> object:
         self.began.set()
         await self.go.wait()
-        return await super().prepare(old, new, plan)
+        return await super().prepare(new)
 
     async def retire(self, prepared: object) -> None:
         await super().retire(prepared)
