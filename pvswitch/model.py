@@ -428,4 +428,3 @@ class WorkerPerf(BaseModel):
     bursts: dict[str, int] = Field(default_factory=dict, description="bursts by size: lower bound -> count")
     polls: int = 0
     sleeps: int = 0
-    wakeups: int = 0

@@ -197,13 +197,14 @@ def _drops(stats: Json) -> str:
 
 
 def _draw_perf(data: Json) -> RenderableType:
-    columns = ("WORKER", "PACKETS", "CYCLES/PACKET", "BUSY", "POLLS", "SLEEPS", "WAKEUPS", "BURSTS")
+    columns = ("WORKER", "PACKETS", "CYCLES/PACKET", "BUSY", "POLLS", "SLEEPS", "BURSTS")
     rows = (
         [
             *(worker["name"], worker["packets"]),
             "-" if worker.get("cycles_per_packet") is None else f"{worker['cycles_per_packet']:.0f}",
             f"{worker['busy_share']:.1%}",
-            *(worker["polls"], worker["sleeps"], worker["wakeups"]),
+            worker["polls"],
+            worker["sleeps"],
             " ".join(f"{size}:{count}" for size, count in worker["bursts"].items() if count) or "-",
         ]
         for worker in data["items"]
