@@ -25,7 +25,7 @@ ffibuilder.set_source(
     '#include "pvs_api.h"',
     sources=sorted(str(path) for path in (NATIVE / "src").glob("*.c")),
     include_dirs=[str(NATIVE / "include"), str(NATIVE / "src")],
-    extra_compile_args=["-std=c11", "-O3", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden", "-flto"],
+    extra_compile_args=["-std=c11", "-O3", "-g", "-Wall", "-Wextra", "-fvisibility=hidden", "-flto"],
     extra_link_args=["-flto", "-pthread"],
     define_macros=[("_GNU_SOURCE", None), ("Py_LIMITED_API", "0x030b0000")],
     py_limited_api=True,

@@ -8,7 +8,8 @@
 
 #include "parse.h"
 
-struct lab_conf lab_conf_default(uint32_t n_ports)
+struct lab_conf
+lab_conf_default(uint32_t n_ports)
 {
     struct lab_conf conf = {
         .n_ports = n_ports,
@@ -17,26 +18,29 @@ struct lab_conf lab_conf_default(uint32_t n_ports)
         .poll_us = 50,
         .fdb_limit = 1024,
         .aging_s = 300,
-        .bridge = {.flood_unknown = true},
+        .bridge = { .flood_unknown = true },
     };
     pvd_conf_default(&conf.guest);
     return conf;
 }
 
-uint64_t lab_clock_ns(void)
+uint64_t
+lab_clock_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
 }
 
-uint32_t lab_random(uint64_t *state, uint32_t below)
+uint32_t
+lab_random(uint64_t *state, uint32_t below)
 {
     *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
     return (uint32_t)(*state >> 33) % below;
 }
 
-void lab_poll(struct lab *lab, int rounds)
+void
+lab_poll(struct lab *lab, int rounds)
 {
     for (int i = 0; i < rounds; i++) {
         lab->now_ns += LAB_STEP_NS;
@@ -45,7 +49,8 @@ void lab_poll(struct lab *lab, int rounds)
     }
 }
 
-int64_t lab_wait(struct lab *lab, int64_t seq)
+int64_t
+lab_wait(struct lab *lab, int64_t seq)
 {
     uint64_t deadline = lab_clock_ns() + LAB_DEADLINE_MS * 1000000ULL;
 
@@ -61,13 +66,14 @@ int64_t lab_wait(struct lab *lab, int64_t seq)
             lab_poll(lab, 1);
             continue;
         }
-        struct pollfd p = {.fd = pvs_wake_fd(lab->sw), .events = POLLIN};
+        struct pollfd p = { .fd = pvs_wake_fd(lab->sw), .events = POLLIN };
         CHECK(poll(&p, 1, LAB_DEADLINE_MS) == 1);
         pvs_wake_clear(lab->sw);
     }
 }
 
-void lab_publish(struct lab *lab)
+void
+lab_publish(struct lab *lab)
 {
     struct pvs_port_conf ports[LAB_PORTS];
 
@@ -77,7 +83,8 @@ void lab_publish(struct lab *lab)
     CHECK_EQ(lab_wait(lab, pvs_publish(lab->sw, ports, lab->conf.n_ports, &lab->conf.bridge, 1)), 0);
 }
 
-pvs_memory *lab_map(pvs_port *port, const pvd_guest *guest)
+pvs_memory *
+lab_map(pvs_port *port, const pvd_guest *guest)
 {
     pvs_region *region[PVD_MAX_REGIONS];
     uint32_t n = pvd_n_regions(guest);
@@ -94,7 +101,8 @@ pvs_memory *lab_map(pvs_port *port, const pvd_guest *guest)
     return memory;
 }
 
-struct pvs_ring_conf lab_ring_conf(const struct lab *lab, uint32_t port, uint32_t ring)
+struct pvs_ring_conf
+lab_ring_conf(const struct lab *lab, uint32_t port, uint32_t ring)
 {
     struct pvd_vring v;
     CHECK_EQ(pvd_vring_get(lab->port[port].guest, ring, &v), 0);
@@ -110,21 +118,24 @@ struct pvs_ring_conf lab_ring_conf(const struct lab *lab, uint32_t port, uint32_
     };
 }
 
-void lab_ring_start(struct lab *lab, uint32_t port, uint32_t ring)
+void
+lab_ring_start(struct lab *lab, uint32_t port, uint32_t ring)
 {
     struct pvs_ring_conf conf = lab_ring_conf(lab, port, ring);
     CHECK_EQ(lab_wait(lab, pvs_ring_start(lab->port[port].port, ring, &conf)), 0);
     lab->port[port].running[ring] = true;
 }
 
-int64_t lab_ring_stop(struct lab *lab, uint32_t port, uint32_t ring)
+int64_t
+lab_ring_stop(struct lab *lab, uint32_t port, uint32_t ring)
 {
     int64_t base = lab_wait(lab, pvs_ring_stop(lab->port[port].port, ring));
     lab->port[port].running[ring] = false;
     return base;
 }
 
-void lab_attach(struct lab *lab, uint32_t port)
+void
+lab_attach(struct lab *lab, uint32_t port)
 {
     struct lab_port *p = &lab->port[port];
     pvs_memory *old;
@@ -136,7 +147,8 @@ void lab_attach(struct lab *lab, uint32_t port)
         lab_ring_start(lab, port, ring);
 }
 
-void lab_detach(struct lab *lab, uint32_t port)
+void
+lab_detach(struct lab *lab, uint32_t port)
 {
     struct lab_port *p = &lab->port[port];
     pvs_memory *old;
@@ -149,11 +161,11 @@ void lab_detach(struct lab *lab, uint32_t port)
     p->memory = NULL;
 }
 
-void lab_open(struct lab *lab, const struct lab_conf *conf)
+void
+lab_open(struct lab *lab, const struct lab_conf *conf)
 {
-    *lab = (struct lab){.conf = *conf, .now_ns = 1000000000000ULL};
-    struct pvs_switch_conf sc = {
-        .n_workers = conf->workers, .polling = conf->polling, .poll_us = conf->poll_us};
+    *lab = (struct lab){ .conf = *conf, .now_ns = 1000000000000ULL };
+    struct pvs_switch_conf sc = { .n_workers = conf->workers, .polling = conf->polling, .poll_us = conf->poll_us };
     for (uint32_t i = 0; i < conf->workers; i++)
         sc.cpus[i] = -1;
     CHECK(conf->n_ports <= LAB_PORTS);
@@ -165,14 +177,15 @@ void lab_open(struct lab *lab, const struct lab_conf *conf)
         struct lab_port *p = &lab->port[i];
         CHECK_EQ(pvs_port_create(lab->sw, 1, &p->port), 0);
         CHECK_EQ(pvd_guest_create(&conf->guest, &p->guest), 0);
-        p->conf = (struct pvs_port_conf){.port = p->port, .enabled = true};
+        p->conf = (struct pvs_port_conf){ .port = p->port, .enabled = true };
     }
     lab_publish(lab);
     for (uint32_t i = 0; i < conf->n_ports; i++)
         lab_attach(lab, i);
 }
 
-void lab_close(struct lab *lab)
+void
+lab_close(struct lab *lab)
 {
     uint32_t n = lab->conf.n_ports;
 
@@ -187,7 +200,8 @@ void lab_close(struct lab *lab)
     pvs_fdb_destroy(lab->fdb);
 }
 
-void lab_frame(uint8_t *frame, uint64_t dst, uint64_t src, uint32_t len, uint32_t salt)
+void
+lab_frame(uint8_t *frame, uint64_t dst, uint64_t src, uint32_t len, uint32_t salt)
 {
     CHECK(len >= 14);
     pvs_mac_store(frame, dst);
@@ -198,7 +212,8 @@ void lab_frame(uint8_t *frame, uint64_t dst, uint64_t src, uint32_t len, uint32_
         frame[i] = (uint8_t)((i + salt) * 0x9e3779b1u >> 24);
 }
 
-void lab_send(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len)
+void
+lab_send(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len)
 {
     pvd_guest *guest = lab->port[port].guest;
     CHECK(pvd_tx_reap(guest, 0) >= 0);
@@ -206,7 +221,8 @@ void lab_send(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len
     CHECK(pvd_kick(guest, 1) >= 0);
 }
 
-void lab_expect(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len)
+void
+lab_expect(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len)
 {
     static uint8_t got[PVS_MAX_FRAME];
     struct pvd_rx_info info;
@@ -217,18 +233,21 @@ void lab_expect(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t l
     CHECK_EQ(info.gso_type, 0);
 }
 
-void lab_expect_nothing(struct lab *lab, uint32_t port)
+void
+lab_expect_nothing(struct lab *lab, uint32_t port)
 {
     static uint8_t got[PVS_MAX_FRAME];
     CHECK_EQ(pvd_rx(lab->port[port].guest, 0, got, sizeof got, NULL), -11 /* EAGAIN */);
 }
 
-void lab_fill(struct lab *lab, uint32_t port, uint32_t n)
+void
+lab_fill(struct lab *lab, uint32_t port, uint32_t n)
 {
     CHECK(pvd_rx_fill(lab->port[port].guest, 0, n, NULL) >= 0);
 }
 
-void lab_learn_all(struct lab *lab)
+void
+lab_learn_all(struct lab *lab)
 {
     uint8_t frame[60], discarded[60];
 
@@ -242,7 +261,8 @@ void lab_learn_all(struct lab *lab)
             ;
 }
 
-struct lab_counters lab_counters(const struct lab *lab, uint32_t port)
+struct lab_counters
+lab_counters(const struct lab *lab, uint32_t port)
 {
     struct lab_counters c;
     CHECK_EQ(pvs_counter_count(), PVS_COUNTER_COUNT);
@@ -251,17 +271,45 @@ struct lab_counters lab_counters(const struct lab *lab, uint32_t port)
     return c;
 }
 
-struct pvd_counters lab_driver(const struct lab *lab, uint32_t port, uint32_t ring)
+struct pvd_counters
+lab_driver(const struct lab *lab, uint32_t port, uint32_t ring)
 {
     struct pvd_counters c;
     CHECK_EQ(pvd_counters_get(lab->port[port].guest, ring, &c), 0);
     return c;
 }
 
-uint64_t lab_sum(const uint64_t *drops)
+uint64_t
+lab_sum(const uint64_t *drops)
 {
     uint64_t sum = 0;
     for (int i = 0; i < PVS_DROP_COUNT; i++)
         sum += drops[i];
     return sum;
+}
+
+void
+lab_check_sums(const struct lab *lab)
+{
+    uint64_t in = 0, out = 0;
+    for (uint32_t i = 0; i < lab->conf.n_ports; i++) {
+        struct lab_counters c = lab_counters(lab, i);
+        struct pvs_ring_status tx, rx;
+        CHECK_EQ(pvs_ring_status(lab->port[i].port, 1, &tx), 0);
+        CHECK_EQ(pvs_ring_status(lab->port[i].port, 0, &rx), 0);
+        uint64_t sizes = 0;
+        for (int b = PVS_C_rx_1_to_64_packets; b <= PVS_C_rx_1523_to_max_packets; b++)
+            sizes += c.value[b];
+        CHECK_EQ(sizes, c.value[PVS_C_rx_packets]);
+        CHECK_EQ(tx.packets, c.value[PVS_C_rx_packets] + c.rx_drop[PVS_DROP_malformed]);
+        CHECK_EQ(rx.packets, c.value[PVS_C_tx_packets]);
+        CHECK_EQ(rx.bytes, c.value[PVS_C_tx_bytes]);
+        CHECK_EQ(lab_driver(lab, i, 1).errors, 0);
+        CHECK_EQ(lab_driver(lab, i, 0).errors, 0);
+        CHECK_EQ(lab_driver(lab, i, 1).out_of_order, 0);
+        CHECK_EQ(lab_driver(lab, i, 0).out_of_order, 0);
+        in += c.value[PVS_C_rx_packets] - (lab_sum(c.rx_drop) - c.rx_drop[PVS_DROP_malformed]);
+        out += c.value[PVS_C_tx_packets] + lab_sum(c.tx_drop);
+    }
+    CHECK(lab->conf.n_ports != 2 || in == out); /* with two ports there is one copy of each frame */
 }

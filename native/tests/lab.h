@@ -61,7 +61,7 @@ void lab_detach(struct lab *lab, uint32_t port);
 pvs_memory *lab_map(pvs_port *port, const pvd_guest *guest);
 
 /* A frame of `len` bytes whose payload depends on `salt`. MAC addresses with the first byte in bits 40-47. */
-#define LAB_MAC(i) (0x020000000000ULL + (uint64_t)(i))
+#define LAB_MAC(i)    (0x020000000000ULL + (uint64_t)(i))
 #define LAB_BROADCAST 0xffffffffffffULL
 void lab_frame(uint8_t *frame, uint64_t dst, uint64_t src, uint32_t len, uint32_t salt);
 /* Put it into the port's transmit ring (and kick). */
@@ -79,6 +79,8 @@ struct lab_counters {
 struct lab_counters lab_counters(const struct lab *lab, uint32_t port);
 struct pvd_counters lab_driver(const struct lab *lab, uint32_t port, uint32_t ring);
 uint64_t lab_sum(const uint64_t *drops);
+/* Every frame taken off a ring is received or malformed; what was received left, or was dropped for a reason. */
+void lab_check_sums(const struct lab *lab);
 
 /* A generator of test data; never 0. */
 uint32_t lab_random(uint64_t *state, uint32_t below);

@@ -21,32 +21,32 @@ struct test {
 
 void test_add(struct test *test);
 
-#define TEST(title)                                                                                          \
-    static void title(void);                                                                                 \
-    __attribute__((constructor)) static void add_##title(void)                                               \
-    {                                                                                                        \
-        static struct test test = {.name = #title, .run = title};                                            \
-        test_add(&test);                                                                                     \
-    }                                                                                                        \
+#define TEST(title)                                                 \
+    static void title(void);                                        \
+    __attribute__((constructor)) static void add_##title(void)      \
+    {                                                               \
+        static struct test test = { .name = #title, .run = title }; \
+        test_add(&test);                                            \
+    }                                                               \
     static void title(void)
 
-#define CHECK(condition)                                                                                     \
-    do {                                                                                                     \
-        if (!(condition)) {                                                                                  \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition);                        \
-            _exit(1);                                                                                        \
-        }                                                                                                    \
+#define CHECK(condition)                                                              \
+    do {                                                                              \
+        if (!(condition)) {                                                           \
+            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
+            _exit(1);                                                                 \
+        }                                                                             \
     } while (0)
 
 /* Both sides are integers of any type; they are printed as signed numbers. */
-#define CHECK_EQ(actual, expected)                                                                           \
-    do {                                                                                                     \
-        int64_t actual_ = (int64_t)(actual), expected_ = (int64_t)(expected);                                \
-        if (actual_ != expected_) {                                                                          \
-            fprintf(stderr, "%s:%d: %s is %" PRId64 ", expected %" PRId64 "\n", __FILE__, __LINE__, #actual, \
-                    actual_, expected_);                                                                     \
-            _exit(1);                                                                                        \
-        }                                                                                                    \
+#define CHECK_EQ(actual, expected)                                                                                    \
+    do {                                                                                                              \
+        int64_t actual_ = (int64_t)(actual), expected_ = (int64_t)(expected);                                         \
+        if (actual_ != expected_) {                                                                                   \
+            fprintf(stderr, "%s:%d: %s is %" PRId64 ", expected %" PRId64 "\n", __FILE__, __LINE__, #actual, actual_, \
+                    expected_);                                                                                       \
+            _exit(1);                                                                                                 \
+        }                                                                                                             \
     } while (0)
 
 #endif

@@ -22,7 +22,8 @@ TEST(mail_is_first_in_first_out_and_holds_every_command)
     }
 }
 
-static void put(struct pvs_spool *spool, uint32_t len, uint8_t fill)
+static void
+put(struct pvs_spool *spool, uint32_t len, uint8_t fill)
 {
     uint8_t *place = pvs_spool_reserve(spool, len);
     CHECK(place != NULL);
@@ -30,7 +31,8 @@ static void put(struct pvs_spool *spool, uint32_t len, uint8_t fill)
     pvs_spool_commit(spool, len);
 }
 
-static void take(struct pvs_spool *spool, uint32_t len, uint8_t fill)
+static void
+take(struct pvs_spool *spool, uint32_t len, uint8_t fill)
 {
     uint32_t got;
     const uint8_t *place = pvs_spool_peek(spool, &got);

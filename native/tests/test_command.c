@@ -14,19 +14,22 @@
 static struct lab lab;
 static uint8_t frame[PVS_MAX_FRAME];
 
-static void open_ports(uint32_t n, uint32_t workers)
+static void
+open_ports(uint32_t n, uint32_t workers)
 {
     struct lab_conf conf = lab_conf_default(n);
     conf.workers = workers;
     lab_open(&lab, &conf);
 }
 
-static int reap_one(uint64_t *seq, int64_t *result)
+static int
+reap_one(uint64_t *seq, int64_t *result)
 {
     return pvs_reap(lab.sw, seq, result, 1);
 }
 
-static uint64_t drain(int fd)
+static uint64_t
+drain(int fd)
 {
     uint64_t value = 0;
     return read(fd, &value, sizeof value) == sizeof value ? value : 0;
@@ -35,7 +38,7 @@ static uint64_t drain(int fd)
 TEST(switch_configuration_is_checked)
 {
     pvs_switch *sw;
-    struct pvs_switch_conf conf = {.n_workers = 1, .cpus = {-1}};
+    struct pvs_switch_conf conf = { .n_workers = 1, .cpus = { -1 } };
     CHECK_EQ(pvs_switch_create(&conf, &sw), 0);
     CHECK_EQ(pvs_poll_once(sw, 1, 0), -EINVAL);
     pvs_switch_destroy(sw);
@@ -57,7 +60,7 @@ TEST(a_command_is_finished_only_when_every_worker_has_run)
     pvs_wake_clear(lab.sw);
     int64_t expected = pvs_publish(lab.sw, &lab.port[0].conf, 1, &lab.conf.bridge, 1);
     CHECK(expected > 0);
-    static const uint32_t order[] = {2, 0, 1};
+    static const uint32_t order[] = { 2, 0, 1 };
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(reap_one(&seq, &result), 0);
         CHECK_EQ(drain(pvs_wake_fd(lab.sw)), 0);
@@ -88,7 +91,7 @@ TEST(commands_under_way_are_bounded)
 TEST(publish_refuses_what_does_not_fit_together)
 {
     open_ports(2, 1);
-    struct pvs_port_conf ports[2] = {lab.port[0].conf, lab.port[1].conf};
+    struct pvs_port_conf ports[2] = { lab.port[0].conf, lab.port[1].conf };
     ports[1].bridge = 1;
     CHECK_EQ(pvs_publish(lab.sw, ports, 2, &lab.conf.bridge, 1), -EINVAL);
     ports[1] = ports[0];
@@ -232,7 +235,8 @@ TEST(a_stopped_ring_tells_where_it_stopped_and_goes_on_there)
 }
 
 /* Run one command by hand: what is true when it is counted off must not need the rest of the round. */
-static void run_next(void)
+static void
+run_next(void)
 {
     struct pvs_worker *w = lab.sw->worker[0];
     struct pvs_command *command = pvs_mail_take(&w->mail);

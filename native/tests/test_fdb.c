@@ -10,48 +10,56 @@
 
 static pvs_fdb *fdb;
 
-static uint32_t ref(uint32_t index)
+static uint32_t
+ref(uint32_t index)
 {
     return 1 << 16 | index;
 }
 
-static uint64_t ns(uint32_t s)
+static uint64_t
+ns(uint32_t s)
 {
     return s * 1000000000ULL;
 }
 
-static const uint8_t *mac_bytes(uint64_t mac)
+static const uint8_t *
+mac_bytes(uint64_t mac)
 {
     static uint8_t bytes[6];
     pvs_mac_store(bytes, mac);
     return bytes;
 }
 
-static void open_fdb(uint32_t limit, uint32_t aging_s)
+static void
+open_fdb(uint32_t limit, uint32_t aging_s)
 {
     CHECK_EQ(pvs_fdb_create(limit, aging_s, 12345, &fdb), 0);
 }
 
-static enum pvs_learned learn(uint64_t mac, uint32_t port, uint32_t now_s, uint32_t *old)
+static enum pvs_learned
+learn(uint64_t mac, uint32_t port, uint32_t now_s, uint32_t *old)
 {
     uint32_t ignored;
     return pvs_fdb_learn(fdb, mac, 0, ref(port), now_s, old != NULL ? old : &ignored);
 }
 
 /* Which port index has it, or -1. */
-static int where(const pvs_fdb *in, uint64_t mac, uint32_t now_s)
+static int
+where(const pvs_fdb *in, uint64_t mac, uint32_t now_s)
 {
     struct pvs_fdb_hit hit = pvs_fdb_find(in, mac, 0, now_s);
     return hit.state == PVS_FDB_UNKNOWN ? -1 : (int)(hit.port_ref & 0xffff);
 }
 
-static int set_static(uint64_t mac, uint32_t port)
+static int
+set_static(uint64_t mac, uint32_t port)
 {
     return pvs_fdb_set_static(fdb, mac_bytes(mac), 0, ref(port));
 }
 
 /* All entries, through a dump in pieces of three. */
-static int dump_count(uint32_t now_s, int *n_static)
+static int
+dump_count(uint32_t now_s, int *n_static)
 {
     struct pvs_fdb_item item[3];
     uint32_t cursor = 0;
@@ -152,14 +160,14 @@ TEST(fdb_flush_removes_what_the_filter_names)
     for (uint32_t i = 0; i < 600; i++)
         CHECK_EQ(pvs_fdb_learn(fdb, 1000 + i, (uint16_t)(i % 3), ref(i % 2), 0, &old), PVS_LEARN_NEW);
     CHECK_EQ(set_static(5, 1), 0);
-    struct pvs_fdb_filter by_mac = {.by_mac = true};
+    struct pvs_fdb_filter by_mac = { .by_mac = true };
     pvs_mac_store(by_mac.mac, 1000);
     CHECK_EQ(pvs_fdb_flush(fdb, &by_mac), 1);
     CHECK_EQ(pvs_fdb_flush(fdb, &by_mac), 0);
-    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){.by_port = true, .port_ref = ref(9)}), 0);
-    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){.by_port = true, .port_ref = ref(1), .by_vid = true}), 100);
-    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){.by_vid = true, .vid = 2}), 200);
-    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){0}), 600 - 1 - 100 - 200);
+    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){ .by_port = true, .port_ref = ref(9) }), 0);
+    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){ .by_port = true, .port_ref = ref(1), .by_vid = true }), 100);
+    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){ .by_vid = true, .vid = 2 }), 200);
+    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){ 0 }), 600 - 1 - 100 - 200);
     CHECK_EQ(pvs_fdb_count(fdb), 1);
     CHECK_EQ(where(fdb, 5, 0), 1);
     pvs_fdb_destroy(fdb);
@@ -195,7 +203,7 @@ TEST(fdb_dump_gives_every_living_entry_once)
     CHECK_EQ(n_static, 1);
     struct pvs_fdb_item item;
     uint32_t cursor = 0;
-    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){0}), 500);
+    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){ 0 }), 500);
     CHECK_EQ(learn(0x0a0b0c0d0e0f, 3, 100, NULL), PVS_LEARN_NEW);
     int seen = 0;
     do {
@@ -239,6 +247,28 @@ TEST(fdb_full_spares_what_was_seen_since)
     CHECK_EQ(learn(5, 1, 20, NULL), PVS_LEARN_NEW);
     CHECK_EQ(where(fdb, 1, 20), 1);
     CHECK_EQ(where(fdb, 2, 20), -1);
+    for (uint32_t i = 6; i <= 40; i++) { /* and the order stays whole for all that follow */
+        CHECK_EQ(learn(i, 1, 20 + i, NULL), PVS_LEARN_NEW);
+        learn(i - i % 3, 1, 20 + i, NULL); /* refreshed, or learned again */
+        CHECK_EQ(pvs_fdb_count(fdb), 4);
+    }
+    CHECK_EQ(pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){ 0 }), 4);
+    for (uint32_t i = 1; i <= 4; i++)
+        CHECK_EQ(learn(i, i, 100, NULL), PVS_LEARN_NEW);
+    CHECK_EQ(pvs_fdb_count(fdb), 4);
+    pvs_fdb_destroy(fdb);
+}
+
+TEST(fdb_full_of_refreshed_entries_takes_the_oldest_all_the_same)
+{
+    open_fdb(4, 0);
+    for (uint32_t now = 10; now <= 20; now += 10)
+        for (uint32_t i = 1; i <= 4; i++)
+            learn(i, 1, now, NULL);
+    CHECK_EQ(learn(5, 1, 20, NULL), PVS_LEARN_NEW);
+    CHECK_EQ(where(fdb, 1, 20), -1);
+    for (uint32_t i = 2; i <= 5; i++)
+        CHECK_EQ(where(fdb, i, 20), 1);
     pvs_fdb_destroy(fdb);
 }
 
@@ -316,16 +346,15 @@ TEST(fdb_agrees_with_a_plain_model)
         case 1:
             if (step % 64 != 0)
                 break;
-            pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){.by_port = true, .port_ref = ref(port)});
+            pvs_fdb_flush(fdb, &(struct pvs_fdb_filter){ .by_port = true, .port_ref = ref(port) });
             for (int i = 0; i < MACS; i++)
                 if (model[i] == (int)port)
                     model[i] = -1;
             break;
         default:
-            CHECK_EQ(learn(mac + 1, port, (uint32_t)step / 1000, NULL),
-                     model[mac] < 0             ? PVS_LEARN_NEW
-                     : model[mac] != (int)port ? PVS_LEARN_MOVED
-                                                : PVS_LEARN_NOTHING);
+            CHECK_EQ(learn(mac + 1, port, (uint32_t)step / 1000, NULL), model[mac] < 0            ? PVS_LEARN_NEW
+                                                                        : model[mac] != (int)port ? PVS_LEARN_MOVED
+                                                                                                  : PVS_LEARN_NOTHING);
             model[mac] = (int)port;
         }
         uint32_t held = 0;

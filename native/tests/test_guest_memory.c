@@ -17,7 +17,8 @@ enum { PAGE = 4096 };
 
 static _Atomic bool port_lost;
 
-static int file_of(uint64_t size)
+static int
+file_of(uint64_t size)
 {
     int fd = memfd_create("test", MFD_CLOEXEC);
     CHECK(fd >= 0);
@@ -26,7 +27,8 @@ static int file_of(uint64_t size)
 }
 
 /* A region over a file of its own. */
-static struct pvs_region *region_at(uint64_t gpa, uint64_t size, uint64_t uva)
+static struct pvs_region *
+region_at(uint64_t gpa, uint64_t size, uint64_t uva)
 {
     struct pvs_region *region;
     int fd = file_of(size);
@@ -36,7 +38,8 @@ static struct pvs_region *region_at(uint64_t gpa, uint64_t size, uint64_t uva)
 }
 
 /* A map over regions, which it alone keeps alive. */
-static struct pvs_memory *memory_of(struct pvs_region **region, uint32_t n)
+static struct pvs_memory *
+memory_of(struct pvs_region **region, uint32_t n)
 {
     struct pvs_memory *memory;
     CHECK_EQ(pvs_memory_create(region, n, &memory), 0);
@@ -45,7 +48,8 @@ static struct pvs_memory *memory_of(struct pvs_region **region, uint32_t n)
     return memory;
 }
 
-static int refusal(int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset)
+static int
+refusal(int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset)
 {
     struct pvs_region *region = NULL;
     int rc = pvs_region_create(&port_lost, fd, gpa, size, uva, offset, &region);
@@ -119,7 +123,7 @@ TEST(memory_refuses_overlapping_guest_addresses)
 {
     struct pvs_memory *memory = NULL;
     struct pvs_region *a = region_at(0x10000, 2 * PAGE, 0x700000), *b = region_at(0x10000 + PAGE, PAGE, 0x800000);
-    struct pvs_region *both[] = {a, b}, *reversed[] = {b, a}, *twice[] = {a, a};
+    struct pvs_region *both[] = { a, b }, *reversed[] = { b, a }, *twice[] = { a, a };
     CHECK_EQ(pvs_memory_create(both, 2, &memory), -EINVAL);
     CHECK_EQ(pvs_memory_create(reversed, 2, &memory), -EINVAL);
     CHECK_EQ(pvs_memory_create(twice, 2, &memory), -EINVAL);
@@ -131,7 +135,7 @@ TEST(memory_refuses_overlapping_user_addresses)
 {
     struct pvs_memory *memory = NULL;
     struct pvs_region *a = region_at(0x10000, 2 * PAGE, 0x700000), *b = region_at(0x90000, PAGE, 0x700000 + PAGE);
-    struct pvs_region *both[] = {a, b}, *reversed[] = {b, a};
+    struct pvs_region *both[] = { a, b }, *reversed[] = { b, a };
     CHECK_EQ(pvs_memory_create(both, 2, &memory), -EINVAL);
     CHECK_EQ(pvs_memory_create(reversed, 2, &memory), -EINVAL);
     pvs_region_unref(a);
@@ -168,10 +172,11 @@ TEST(memory_keeps_its_regions_alive)
 }
 
 /* Two regions that touch at 0x12000, and one behind a hole at 0x20000, given in the wrong order. */
-static struct pvs_memory *three_regions(void)
+static struct pvs_memory *
+three_regions(void)
 {
-    struct pvs_region *region[] = {region_at(0x20000, PAGE, 0x500000), region_at(0x12000, PAGE, 0x700000),
-                                   region_at(0x10000, 2 * PAGE, 0x600000)};
+    struct pvs_region *region[] = { region_at(0x20000, PAGE, 0x500000), region_at(0x12000, PAGE, 0x700000),
+                                    region_at(0x10000, 2 * PAGE, 0x600000) };
     return memory_of(region, 3);
 }
 
@@ -211,7 +216,7 @@ TEST(translate_refuses_holes_and_ends)
 
 TEST(translate_does_not_wrap_round_the_address_space)
 {
-    struct pvs_region *region[] = {region_at(0, PAGE, 0x500000), region_at(UINT64_MAX - PAGE, PAGE, 0x600000)};
+    struct pvs_region *region[] = { region_at(0, PAGE, 0x500000), region_at(UINT64_MAX - PAGE, PAGE, 0x600000) };
     struct pvs_memory *memory = memory_of(region, 2);
     struct pvs_seg seg[4];
     uint32_t hint = 0;
@@ -290,13 +295,15 @@ TEST(truncated_memory_is_found_among_many_regions)
 static sigjmp_buf back;
 static volatile sig_atomic_t foreign;
 
-static void on_foreign(int signo)
+static void
+on_foreign(int signo)
 {
     foreign = signo;
     siglongjmp(back, 1);
 }
 
-static volatile uint8_t *foreign_hole(void)
+static volatile uint8_t *
+foreign_hole(void)
 {
     int fd = file_of(PAGE);
     volatile uint8_t *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -308,7 +315,7 @@ static volatile uint8_t *foreign_hole(void)
 
 TEST(a_foreign_sigbus_goes_to_the_handler_before_ours)
 {
-    struct sigaction mine = {.sa_handler = on_foreign};
+    struct sigaction mine = { .sa_handler = on_foreign };
     CHECK_EQ(sigaction(SIGBUS, &mine, NULL), 0);
     CHECK_EQ(pvs_sigbus_install(), 0);
     CHECK_EQ(pvs_sigbus_install(), 0); /* a second time must not make ours its own predecessor */

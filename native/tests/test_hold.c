@@ -13,7 +13,8 @@ static struct pvs_wheel wheel;
 static uint64_t fired_at;
 static int fired;
 
-static void fire(struct pvs_timer *timer, uint64_t now_ns)
+static void
+fire(struct pvs_timer *timer, uint64_t now_ns)
 {
     CHECK(timer->link == NULL);
     fired_at = now_ns;
@@ -26,7 +27,7 @@ TEST(wheel_never_fires_early_and_at_most_a_tick_late)
     for (int i = 0; i < 300; i++) {
         seed = seed * 6364136223846793005ULL + 1442695040888963407ULL;
         uint64_t at = START + (seed >> 33) % (1500 * TICK);
-        struct pvs_timer timer = {.fire = fire};
+        struct pvs_timer timer = { .fire = fire };
         pvs_wheel_init(&wheel, START);
         pvs_wheel_set(&wheel, &timer, at);
         fired = 0;
@@ -42,7 +43,7 @@ TEST(wheel_never_fires_early_and_at_most_a_tick_late)
 
 TEST(wheel_says_when_to_look_again)
 {
-    struct pvs_timer near = {.fire = fire}, far = {.fire = fire};
+    struct pvs_timer near = { .fire = fire }, far = { .fire = fire };
     pvs_wheel_init(&wheel, START);
     CHECK(pvs_wheel_next(&wheel) == UINT64_MAX);
     pvs_wheel_set(&wheel, &far, START + 2000 * TICK);
@@ -62,7 +63,7 @@ TEST(wheel_says_when_to_look_again)
 
 TEST(wheel_after_a_long_sleep_fires_all_that_is_due)
 {
-    struct pvs_timer timer[100] = {0};
+    struct pvs_timer timer[100] = { 0 };
     pvs_wheel_init(&wheel, START);
     for (uint32_t i = 0; i < 100; i++) {
         timer[i].fire = fire;
@@ -77,7 +78,7 @@ TEST(wheel_after_a_long_sleep_fires_all_that_is_due)
 
 TEST(wheel_timer_in_the_past_fires_at_the_next_run)
 {
-    struct pvs_timer timer = {.fire = fire};
+    struct pvs_timer timer = { .fire = fire };
     pvs_wheel_init(&wheel, START);
     pvs_wheel_set(&wheel, &timer, 0);
     fired = 0;
@@ -87,7 +88,7 @@ TEST(wheel_timer_in_the_past_fires_at_the_next_run)
 
 TEST(wheel_set_again_moves_and_cancel_forgets)
 {
-    struct pvs_timer timer = {.fire = fire}, other = {.fire = fire};
+    struct pvs_timer timer = { .fire = fire }, other = { .fire = fire };
     pvs_wheel_init(&wheel, START);
     pvs_wheel_set(&wheel, &timer, START + 5 * TICK);
     pvs_wheel_set(&wheel, &other, START + 5 * TICK);
@@ -105,7 +106,7 @@ TEST(wheel_set_again_moves_and_cancel_forgets)
 
 TEST(wheel_timer_for_ever_away_does_not_fire_now)
 {
-    struct pvs_timer timer = {.fire = fire};
+    struct pvs_timer timer = { .fire = fire };
     pvs_wheel_init(&wheel, START);
     pvs_wheel_set(&wheel, &timer, UINT64_MAX);
     fired = 0;
@@ -115,7 +116,8 @@ TEST(wheel_timer_for_ever_away_does_not_fire_now)
 
 static struct pvs_timer chained[3];
 
-static void fire_and_cancel(struct pvs_timer *timer, uint64_t now_ns)
+static void
+fire_and_cancel(struct pvs_timer *timer, uint64_t now_ns)
 {
     (void)now_ns;
     fired++;
@@ -124,7 +126,8 @@ static void fire_and_cancel(struct pvs_timer *timer, uint64_t now_ns)
             pvs_wheel_cancel(&wheel, &chained[i]);
 }
 
-static void fire_again(struct pvs_timer *timer, uint64_t now_ns)
+static void
+fire_again(struct pvs_timer *timer, uint64_t now_ns)
 {
     fired++;
     pvs_wheel_set(&wheel, timer, now_ns);
@@ -145,7 +148,7 @@ TEST(wheel_timer_may_cancel_its_neighbours)
 
 TEST(wheel_timer_that_sets_itself_again_fires_once_a_run)
 {
-    struct pvs_timer timer = {.fire = fire_again};
+    struct pvs_timer timer = { .fire = fire_again };
     pvs_wheel_init(&wheel, START);
     pvs_wheel_set(&wheel, &timer, START);
     fired = 0;
@@ -159,7 +162,8 @@ TEST(wheel_timer_that_sets_itself_again_fires_once_a_run)
 static struct pvs_slab slab;
 static uint8_t bytes[PVS_MAX_FRAME];
 
-static struct pvs_owned *own(uint32_t len, uint32_t port)
+static struct pvs_owned *
+own(uint32_t len, uint32_t port)
 {
     struct pvs_frame frame;
     struct pvs_seg tail;
@@ -167,11 +171,12 @@ static struct pvs_owned *own(uint32_t len, uint32_t port)
     return pvs_own(&slab, &frame, port);
 }
 
-static void check_bytes(const struct pvs_owned *owned, uint32_t len)
+static void
+check_bytes(const struct pvs_owned *owned, uint32_t len)
 {
     static uint8_t got[PVS_MAX_FRAME];
-    struct pvs_seg to = {.base = got, .len = sizeof got};
-    struct pvs_cursor c = {.seg = &to, .n = 1};
+    struct pvs_seg to = { .base = got, .len = sizeof got };
+    struct pvs_cursor c = { .seg = &to, .n = 1 };
     CHECK_EQ(owned->frame.len, len);
     pvs_frame_write(&owned->frame, &c);
     CHECK_EQ(c.offset, len == sizeof got ? 0 : len);
@@ -180,7 +185,7 @@ static void check_bytes(const struct pvs_owned *owned, uint32_t len)
 
 TEST(slab_copies_frames_of_every_size)
 {
-    static const uint32_t lengths[] = {14, 127, 128, 129, 1514, 4095, 4096, 4097, 9000, 65535, PVS_MAX_FRAME};
+    static const uint32_t lengths[] = { 14, 127, 128, 129, 1514, 4095, 4096, 4097, 9000, 65535, PVS_MAX_FRAME };
     for (uint32_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (uint8_t)(i * 31 + i / 256);
     CHECK_EQ(pvs_slab_init(&slab, 64, 8), 0);
@@ -209,7 +214,7 @@ TEST(slab_copies_a_tail_of_many_pieces)
         bytes[i] = (uint8_t)(i * 7);
     pvs_frame_from_bytes(&frame, &one, bytes, 128 + 100 * 97);
     for (uint32_t i = 0; i < 100; i++)
-        tail[i] = (struct pvs_seg){.base = bytes + 128 + i * 97, .len = 97};
+        tail[i] = (struct pvs_seg){ .base = bytes + 128 + i * 97, .len = 97 };
     frame.seg = tail;
     frame.n_seg = 100;
     struct pvs_owned *owned = pvs_own(&slab, &frame, 0);
@@ -254,7 +259,8 @@ TEST(slab_without_enough_blocks_takes_none)
     pvs_slab_fini(&slab);
 }
 
-static void fire_owned(struct pvs_timer *timer, uint64_t now_ns)
+static void
+fire_owned(struct pvs_timer *timer, uint64_t now_ns)
 {
     struct pvs_owned *owned = PVS_OWNED_OF(timer);
     (void)now_ns;

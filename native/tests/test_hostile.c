@@ -16,7 +16,8 @@ static struct lab lab;
 static uint8_t frame[PVS_MAX_FRAME];
 
 /* Ports 0 and 1 are good, port 2 will not be. */
-static void set_up(void)
+static void
+set_up(void)
 {
     struct lab_conf conf = lab_conf_default(3);
     conf.guest.queue_size = 64;
@@ -26,7 +27,8 @@ static void set_up(void)
     lab_learn_all(&lab);
 }
 
-static void good_ports_go_on(void)
+static void
+good_ports_go_on(void)
 {
     for (uint32_t i = 0; i < 5; i++) {
         lab_frame(frame, LAB_MAC(1), LAB_MAC(0), 200 + i, i);
@@ -45,7 +47,8 @@ static void good_ports_go_on(void)
 }
 
 /* The port is latched with this reason, said so once, and is left alone from then on. */
-static void expect_broken(enum pvs_broken why)
+static void
+expect_broken(enum pvs_broken why)
 {
     struct pvs_event e;
     int told = 0;
@@ -74,7 +77,8 @@ static void expect_broken(enum pvs_broken why)
 }
 
 /* A front end that comes back with a reset guest is served again. */
-static void heals(void)
+static void
+heals(void)
 {
     lab_detach(&lab, BAD);
     CHECK_EQ(pvd_guest_reset(lab.port[BAD].guest, lab.conf.guest.features), 0);
@@ -92,20 +96,23 @@ static void heals(void)
     lab_close(&lab);
 }
 
-static void post(uint32_t ring, uint16_t head)
+static void
+post(uint32_t ring, uint16_t head)
 {
     CHECK_EQ(pvd_raw_post(lab.port[BAD].guest, ring, head), 0);
     pvd_kick_force(lab.port[BAD].guest, ring);
     lab_poll(&lab, 2);
 }
 
-static void desc(uint32_t ring, uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
+static void
+desc(uint32_t ring, uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
 {
-    struct pvd_desc d = {.addr = addr, .len = len, .flags = flags, .next = next};
+    struct pvd_desc d = { .addr = addr, .len = len, .flags = flags, .next = next };
     CHECK_EQ(pvd_desc_set(lab.port[BAD].guest, ring, i, &d), 0);
 }
 
-static uint64_t scratch(void)
+static uint64_t
+scratch(void)
 {
     return pvd_scratch_gpa(lab.port[BAD].guest);
 }
@@ -178,7 +185,7 @@ TEST(broken_tx_indirect_with_next)
 
 TEST(broken_tx_nested_indirect)
 {
-    struct pvd_desc inner = {.addr = 0, .len = 16, .flags = I};
+    struct pvd_desc inner = { .addr = 0, .len = 16, .flags = I };
     set_up();
     memcpy(pvd_ptr(lab.port[BAD].guest, scratch(), sizeof inner), &inner, sizeof inner);
     desc(1, 0, scratch(), 16, I, 0);
@@ -204,7 +211,8 @@ TEST(frames_before_the_malformed_chain_are_delivered)
 /* ---- the receive ring ---- */
 
 /* Take away the buffers, post one bad chain, and send a frame at it: by unicast or in a flood. */
-static void receive_into(uint16_t head, uint64_t dst)
+static void
+receive_into(uint16_t head, uint64_t dst)
 {
     lab_detach(&lab, BAD);
     CHECK_EQ(pvd_guest_reset(lab.port[BAD].guest, lab.conf.guest.features), 0);
@@ -217,25 +225,25 @@ static void receive_into(uint16_t head, uint64_t dst)
         lab_expect(&lab, 1, frame, 400);
 }
 
-#define RX_TEST(name, i, addr, len, flags, next, head, why)                                                  \
-    TEST(broken_rx_##name)                                                                                   \
-    {                                                                                                        \
-        for (int flood = 0; flood < 2; flood++) {                                                            \
-            set_up();                                                                                        \
-            lab_detach(&lab, BAD);                                                                           \
-            CHECK_EQ(pvd_guest_reset(lab.port[BAD].guest, lab.conf.guest.features), 0);                      \
-            lab_attach(&lab, BAD);                                                                           \
-            desc(0, i, addr, len, flags, next);                                                              \
-            CHECK_EQ(pvd_raw_post(lab.port[BAD].guest, 0, head), 0);                                         \
-            lab_frame(frame, flood ? LAB_BROADCAST : LAB_MAC(BAD), LAB_MAC(0), 400, 1);                      \
-            lab_send(&lab, 0, frame, 400);                                                                   \
-            lab_poll(&lab, 2);                                                                               \
-            if (flood)                                                                                       \
-                lab_expect(&lab, 1, frame, 400);                                                             \
-            CHECK_EQ(lab_sum(lab_counters(&lab, BAD).tx_drop), 1);                                           \
-            expect_broken(PVS_BROKEN_##why);                                                                 \
-            heals();                                                                                         \
-        }                                                                                                    \
+#define RX_TEST(name, i, addr, len, flags, next, head, why)                             \
+    TEST(broken_rx_##name)                                                              \
+    {                                                                                   \
+        for (int flood = 0; flood < 2; flood++) {                                       \
+            set_up();                                                                   \
+            lab_detach(&lab, BAD);                                                      \
+            CHECK_EQ(pvd_guest_reset(lab.port[BAD].guest, lab.conf.guest.features), 0); \
+            lab_attach(&lab, BAD);                                                      \
+            desc(0, i, addr, len, flags, next);                                         \
+            CHECK_EQ(pvd_raw_post(lab.port[BAD].guest, 0, head), 0);                    \
+            lab_frame(frame, flood ? LAB_BROADCAST : LAB_MAC(BAD), LAB_MAC(0), 400, 1); \
+            lab_send(&lab, 0, frame, 400);                                              \
+            lab_poll(&lab, 2);                                                          \
+            if (flood)                                                                  \
+                lab_expect(&lab, 1, frame, 400);                                        \
+            CHECK_EQ(lab_sum(lab_counters(&lab, BAD).tx_drop), 1);                      \
+            expect_broken(PVS_BROKEN_##why);                                            \
+            heals();                                                                    \
+        }                                                                               \
     }
 
 RX_TEST(head_range, 0, 0, 0, 0, 0, 64, HEAD_RANGE)
@@ -270,12 +278,12 @@ TEST(a_receive_chain_of_a_thousand_straddling_pieces_is_only_too_small)
     lab_open(&lab, &conf);
     CHECK_EQ(pvd_region_get(lab.port[1].guest, 1, &r), 0);
     for (uint32_t i = 0; i < 1022; i++) { /* 1022 one-byte pieces, then one across two regions: 1024 segments */
-        struct pvd_desc d = {.addr = r.gpa, .len = 1, .flags = W | N, .next = (uint16_t)(i + 1)};
+        struct pvd_desc d = { .addr = r.gpa, .len = 1, .flags = W | N, .next = (uint16_t)(i + 1) };
         CHECK_EQ(pvd_desc_set(lab.port[1].guest, 0, i, &d), 0);
     }
-    struct pvd_desc last = {.addr = r.gpa - 1, .len = 2, .flags = W};
+    struct pvd_desc last = { .addr = r.gpa - 1, .len = 2, .flags = W };
     CHECK_EQ(pvd_desc_set(lab.port[1].guest, 0, 1022, &last), 0);
-    CHECK_EQ(pvd_raw_post(lab.port[1].guest, 0, 1), 0); /* 1023 segments */
+    CHECK_EQ(pvd_raw_post(lab.port[1].guest, 0, 1), 0);    /* 1023 segments */
     CHECK_EQ(pvd_raw_post(lab.port[1].guest, 0, 1022), 0); /* its first piece has two, and one place is left */
     lab_frame(frame, LAB_MAC(1), LAB_MAC(0), 1514, 1);
     lab_send(&lab, 0, frame, 1514);
@@ -288,7 +296,8 @@ TEST(a_receive_chain_of_a_thousand_straddling_pieces_is_only_too_small)
 /* ---- memory that goes away ---- */
 
 /* The front end of the bad port cuts its file while frames go to and fro. */
-static void cut_memory(bool to_it, bool from_it, bool inject)
+static void
+cut_memory(bool to_it, bool from_it, bool inject)
 {
     set_up();
     lab_fill(&lab, BAD, 20);
@@ -357,7 +366,7 @@ TEST(a_full_call_does_not_stop_the_worker)
     set_up();
     int call = lab_ring_conf(&lab, 1, 0).call_fd;
     uint64_t full = UINT64_MAX - 1;
-    (void)!read(call, &(uint64_t){0}, 8);
+    (void)!read(call, &(uint64_t){ 0 }, 8);
     CHECK_EQ(write(call, &full, sizeof full), sizeof full);
     for (int i = 0; i < 3; i++) {
         pvd_call_arm(lab.port[1].guest, 0);

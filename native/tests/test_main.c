@@ -10,13 +10,15 @@ enum { PATIENCE_S = 60 };
 
 static struct test *first, **last = &first;
 
-void test_add(struct test *test)
+void
+test_add(struct test *test)
 {
     *last = test;
     last = &test->next;
 }
 
-static int run(const struct test *test)
+static int
+run(const struct test *test)
 {
     int status = 0;
 
@@ -34,13 +36,13 @@ static int run(const struct test *test)
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return 0;
     if (WIFSIGNALED(status))
-        fprintf(stderr, "%s: ended by signal %d (%s)\n", test->name, WTERMSIG(status),
-                strsignal(WTERMSIG(status)));
+        fprintf(stderr, "%s: ended by signal %d (%s)\n", test->name, WTERMSIG(status), strsignal(WTERMSIG(status)));
     fprintf(stderr, "FAILED %s\n", test->name);
     return 1;
 }
 
-static int selected(const struct test *test, int argc, char **argv)
+static int
+selected(const struct test *test, int argc, char **argv)
 {
     for (int i = 1; i < argc; i++)
         if (strstr(test->name, argv[i]) != NULL)
@@ -48,7 +50,8 @@ static int selected(const struct test *test, int argc, char **argv)
     return argc == 1;
 }
 
-int main(int argc, char **argv)
+int
+main(int argc, char **argv)
 {
     int passed = 0, failed = 0;
 

@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -20,21 +21,23 @@
 
 static struct lab lab;
 
-static void pause_a_little(void)
+static void
+pause_a_little(void)
 {
-    nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+    nanosleep(&(struct timespec){ .tv_nsec = 200000 }, NULL);
 }
 
-#define WAIT_FOR(condition)                                                                                  \
-    do {                                                                                                     \
-        uint64_t deadline_ = lab_clock_ns() + LAB_DEADLINE_MS * 1000000ULL;                                  \
-        while (!(condition)) {                                                                               \
-            CHECK(lab_clock_ns() < deadline_);                                                               \
-            pause_a_little();                                                                                \
-        }                                                                                                    \
+#define WAIT_FOR(condition)                                                 \
+    do {                                                                    \
+        uint64_t deadline_ = lab_clock_ns() + LAB_DEADLINE_MS * 1000000ULL; \
+        while (!(condition)) {                                              \
+            CHECK(lab_clock_ns() < deadline_);                              \
+            pause_a_little();                                               \
+        }                                                                   \
     } while (0)
 
-static void open_threads(uint32_t ports, enum pvs_polling polling, uint32_t workers, bool no_kick)
+static void
+open_threads(uint32_t ports, enum pvs_polling polling, uint32_t workers, bool no_kick)
 {
     struct lab_conf conf = lab_conf_default(ports);
     conf.threads = true;
@@ -47,20 +50,23 @@ static void open_threads(uint32_t ports, enum pvs_polling polling, uint32_t work
         lab_fill(&lab, i, 128);
 }
 
-static struct pvs_perf perf(void)
+static struct pvs_perf
+perf(void)
 {
     struct pvs_perf p;
     CHECK_EQ(pvs_worker_perf(lab.sw, 0, &p), 0);
     return p;
 }
 
-static bool sleeping(void)
+static bool
+sleeping(void)
 {
     return perf().sleeping;
 }
 
 /* Send one frame and wait until the receiver has it. */
-static void pass_one(uint32_t from, uint32_t to, uint32_t salt)
+static void
+pass_one(uint32_t from, uint32_t to, uint32_t salt)
 {
     uint8_t frame[100], got[100];
     int n;
@@ -75,14 +81,15 @@ static void pass_one(uint32_t from, uint32_t to, uint32_t salt)
 
 /* ---- sleeping and waking ---- */
 
-static void ping_pong(enum pvs_polling polling, bool no_kick)
+static void
+ping_pong(enum pvs_polling polling, bool no_kick)
 {
     open_threads(2, polling, 1, no_kick);
     for (uint32_t i = 0; i < 200; i++) {
         pass_one(0, 1, i);
         pass_one(1, 0, i);
         if (i % 20 == 0) /* far apart now and then, so that the worker is asleep */
-            nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+            nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
     }
     lab_close(&lab);
 }
@@ -107,12 +114,34 @@ TEST(thread_rings_without_kicks_are_polled_in_their_sleep)
     ping_pong(PVS_POLL_ADAPTIVE, true);
 }
 
+/* The next frame is sent the moment the last one arrives: often just while the worker arms the kick and goes to sleep. */
+TEST(thread_frames_that_come_while_the_kick_is_armed_are_seen)
+{
+    uint8_t frame[60], got[60];
+    open_threads(2, PVS_POLL_INTERRUPT, 1, false);
+    lab_frame(frame, LAB_MAC(1), LAB_MAC(0), sizeof frame, 0);
+    for (uint32_t i = 0; i < 5000; i++) {
+        lab_send(&lab, 0, frame, sizeof frame);
+        uint64_t deadline = lab_clock_ns() + LAB_DEADLINE_MS * 1000000ULL;
+        for (uint32_t looks = 1; pvd_rx(lab.port[1].guest, 0, got, sizeof got, NULL) < 0; looks++) {
+            if (looks % 1000 == 0) {
+                CHECK(lab_clock_ns() < deadline);
+                sched_yield();
+            }
+        }
+        lab_fill(&lab, 1, 1);
+        for (uint32_t wait = 0; wait < i % 64 * 8; wait++) /* meet it a little later each time */
+            atomic_signal_fence(memory_order_seq_cst);
+    }
+    lab_close(&lab);
+}
+
 TEST(thread_idle_worker_sleeps_and_a_kick_wakes_it)
 {
     open_threads(2, PVS_POLL_ADAPTIVE, 1, false);
     WAIT_FOR(sleeping());
     uint64_t loops = perf().loops;
-    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
     CHECK(perf().loops - loops < 50); /* asleep it doesn't go round */
     pass_one(0, 1, 1);
     WAIT_FOR(sleeping());
@@ -159,7 +188,7 @@ TEST(thread_stop_wakes_and_ends_a_sleeping_worker)
 TEST(thread_pinning_to_a_processor_that_is_not_there_fails)
 {
     pvs_switch *sw;
-    struct pvs_switch_conf conf = {.n_workers = 2, .cpus = {-1, 1023}};
+    struct pvs_switch_conf conf = { .n_workers = 2, .cpus = { -1, 1023 } };
     CHECK_EQ(pvs_switch_create(&conf, &sw), 0);
     CHECK_EQ(pvs_switch_start(sw), -EINVAL);
     pvs_switch_destroy(sw); /* the first worker, which did start, has been joined */
@@ -176,7 +205,8 @@ struct traffic {
     uint64_t sent;
 };
 
-static void *traffic_run(void *arg)
+static void *
+traffic_run(void *arg)
 {
     struct traffic *t = arg;
     pvd_guest *guest = lab.port[t->port].guest;
@@ -200,16 +230,18 @@ static void *traffic_run(void *arg)
     return NULL;
 }
 
-static void traffic_start(struct traffic *t, uint32_t n)
+static void
+traffic_start(struct traffic *t, uint32_t n)
 {
     finish = false;
     for (uint32_t i = 0; i < n; i++) {
-        t[i] = (struct traffic){.port = i, .n_dst = lab.conf.n_ports};
+        t[i] = (struct traffic){ .port = i, .n_dst = lab.conf.n_ports };
         CHECK_EQ(pthread_create(&t[i].thread, NULL, traffic_run, &t[i]), 0);
     }
 }
 
-static void traffic_end(struct traffic *t, uint32_t n)
+static void
+traffic_end(struct traffic *t, uint32_t n)
 {
     finish = true;
     for (uint32_t i = 0; i < n; i++)
@@ -238,7 +270,7 @@ TEST(thread_rings_start_and_stop_under_traffic)
             break;
         case 4: {
             uint8_t frame[60];
-            struct pvs_fdb_filter all = {0};
+            struct pvs_fdb_filter all = { 0 };
             lab_frame(frame, LAB_BROADCAST, LAB_MAC(7), sizeof frame, 0);
             CHECK(pvs_inject(lab.port[port].port, (uint32_t)i % 2, frame, sizeof frame) > 0);
             CHECK(pvs_inject(lab.port[port].port, PVS_EGRESS, frame, sizeof frame) > 0);
@@ -341,7 +373,8 @@ TEST(thread_a_call_into_a_closed_pipe_ends_nothing)
 
 static pvs_fdb *fdb;
 
-static void *fdb_reader(void *arg)
+static void *
+fdb_reader(void *arg)
 {
     uint64_t *found = arg;
     while (!finish) {
@@ -357,13 +390,16 @@ static void *fdb_reader(void *arg)
     return NULL;
 }
 
-static void *fdb_learner(void *arg)
+static void *
+fdb_learner(void *arg)
 {
     uint64_t seed = *(uint64_t *)arg;
     while (!finish) {
         uint32_t mac = 1 + lab_random(&seed, 300), old;
         uint32_t port = mac % 3 + 3 * lab_random(&seed, 4);
         pvs_fdb_learn(fdb, mac, 0, port, 0, &old);
+        if (lab_random(&seed, 8) == 0)
+            sched_yield(); /* the lock is not fair: leave control its turn */
     }
     return NULL;
 }
@@ -372,18 +408,19 @@ TEST(thread_fdb_readers_see_whole_entries)
 {
     enum { READERS = 2, LEARNERS = 2 };
     pthread_t thread[READERS + LEARNERS];
-    uint64_t found[READERS] = {0}, seeds[LEARNERS] = {1, 2}, flushed = 0, dumped = 0;
+    uint64_t found[READERS] = { 0 }, seeds[LEARNERS] = { 1, 2 }, flushed = 0, dumped = 0;
     CHECK_EQ(pvs_fdb_create(100, 0, 5, &fdb), 0); /* smaller than what is learned: evicting all the time */
     finish = false;
     for (int i = 0; i < READERS; i++)
         CHECK_EQ(pthread_create(&thread[i], NULL, fdb_reader, &found[i]), 0);
     for (int i = 0; i < LEARNERS; i++)
         CHECK_EQ(pthread_create(&thread[READERS + i], NULL, fdb_learner, &seeds[i]), 0);
-    for (uint32_t i = 0; i < 2000; i++) {
+    /* at least so often, and until there was something to see (or the test's time is over) */
+    for (uint32_t i = 0; i < 500 || dumped == 0 || flushed == 0; i++) {
         struct pvs_fdb_item item[64];
         uint32_t cursor = 0;
         uint8_t mac[6];
-        struct pvs_fdb_filter filter = {.by_port = true, .port_ref = i % 12};
+        struct pvs_fdb_filter filter = { .by_port = true, .port_ref = i % 12 };
         do
             dumped += (uint64_t)pvs_fdb_dump(fdb, 0, &cursor, item, 64);
         while (cursor != 0);
@@ -392,15 +429,12 @@ TEST(thread_fdb_readers_see_whole_entries)
         pvs_mac_store(mac, 1 + i % 300);
         if (i % 10 == 0 && pvs_fdb_set_static(fdb, mac, 0, (1 + i % 300) % 3) == 0)
             CHECK_EQ(pvs_fdb_remove(fdb, mac, 0), 0);
-        if (i % 50 == 0)
+        if (i % 20 == 0)
             pause_a_little();
     }
-    WAIT_FOR(pvs_fdb_count(fdb) > 0);
     finish = true;
     for (int i = 0; i < READERS + LEARNERS; i++)
         pthread_join(thread[i], NULL);
-    CHECK(dumped > 0);
-    CHECK(flushed > 0);
     pvs_fdb_destroy(fdb);
 }
 
@@ -411,7 +445,8 @@ enum { RECORDS = 20000 };
 static struct pvs_spool spool;
 static struct pvs_mail mail;
 
-static void *produce(void *arg)
+static void *
+produce(void *arg)
 {
     uint64_t *lost = arg;
     static char items[RECORDS];

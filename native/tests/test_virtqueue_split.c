@@ -27,20 +27,20 @@ static enum pvs_broken broken;
 
 static const uint64_t ALL = 1ULL << VIRTIO_F_VERSION_1 | 1ULL << VIRTIO_F_INDIRECT_DESC | 1ULL << VIRTIO_F_EVENT_IDX;
 
-static struct pvs_ring_conf ring_conf(uint64_t features)
+static struct pvs_ring_conf
+ring_conf(uint64_t features)
 {
     struct pvd_vring v;
     CHECK_EQ(pvd_vring_get(guest, 1, &v), 0);
-    return (struct pvs_ring_conf){.desc_uva = v.desc_uva,
-                                  .avail_uva = v.avail_uva,
-                                  .used_uva = v.used_uva,
-                                  .features = features,
-                                  .num = v.num};
+    return (struct pvs_ring_conf){
+        .desc_uva = v.desc_uva, .avail_uva = v.avail_uva, .used_uva = v.used_uva, .features = features, .num = v.num
+    };
 }
 
-static void set_up(uint64_t features, uint32_t num)
+static void
+set_up(uint64_t features, uint32_t num)
 {
-    struct pvs_switch_conf sc = {.n_workers = 1, .cpus = {-1}};
+    struct pvs_switch_conf sc = { .n_workers = 1, .cpus = { -1 } };
     struct pvd_conf conf;
 
     pvd_conf_default(&conf);
@@ -58,7 +58,8 @@ static void set_up(uint64_t features, uint32_t num)
     CHECK_EQ(pvs_split_attach(&vq, memory, &rc), 0);
 }
 
-static void tear_down(void)
+static void
+tear_down(void)
 {
     pvs_memory_destroy(memory);
     pvd_guest_destroy(guest);
@@ -66,21 +67,24 @@ static void tear_down(void)
     pvs_switch_destroy(sw);
 }
 
-static void desc(uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
+static void
+desc(uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
 {
-    struct pvd_desc d = {.addr = addr, .len = len, .flags = flags, .next = next};
+    struct pvd_desc d = { .addr = addr, .len = len, .flags = flags, .next = next };
     CHECK_EQ(pvd_desc_set(guest, 1, i, &d), 0);
 }
 
 /* Entry i of an indirect table at scratch. */
-static void entry(uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
+static void
+entry(uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next)
 {
     struct pvd_desc *table = pvd_ptr(guest, scratch, (i + 1) * sizeof *table);
     CHECK(table != NULL);
-    table[i] = (struct pvd_desc){.addr = addr, .len = len, .flags = flags, .next = next};
+    table[i] = (struct pvd_desc){ .addr = addr, .len = len, .flags = flags, .next = next };
 }
 
-static enum pvs_broken walk(uint16_t head)
+static enum pvs_broken
+walk(uint16_t head)
 {
     return pvs_split_chain(&vq, head, false, seg, PVS_MAX_SEGS, &chain);
 }
@@ -89,7 +93,7 @@ static enum pvs_broken walk(uint16_t head)
 
 TEST(attach_takes_powers_of_two_up_to_32768)
 {
-    static const uint32_t bad[] = {0, 3, 7, 9, 255, 32767, 32769, 65535, 65536, 1U << 31, UINT32_MAX};
+    static const uint32_t bad[] = { 0, 3, 7, 9, 255, 32767, 32769, 65535, 65536, 1U << 31, UINT32_MAX };
     set_up(ALL, NUM);
     struct pvs_ring_conf rc = ring_conf(ALL);
     for (uint32_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -119,7 +123,8 @@ TEST(attach_wants_the_alignments_of_the_specification)
 }
 
 /* A memory of one region of `size` bytes at user address 0x100000, whose file begins at `offset`. */
-static pvs_memory *one_region(uint64_t size, uint64_t offset)
+static pvs_memory *
+one_region(uint64_t size, uint64_t offset)
 {
     pvs_region *region;
     pvs_memory *m;
@@ -136,20 +141,22 @@ TEST(attach_refuses_memory_that_is_misaligned_in_its_file)
 {
     set_up(ALL, NUM);
     pvs_memory *odd = one_region(8192, 1);
-    struct pvs_ring_conf rc = {.num = 8, .desc_uva = 0x100000, .avail_uva = 0x100400, .used_uva = 0x100800};
+    struct pvs_ring_conf rc = { .num = 8, .desc_uva = 0x100000, .avail_uva = 0x100400, .used_uva = 0x100800 };
     CHECK_EQ(pvs_split_attach(&vq, odd, &rc), -EINVAL);
     pvs_memory_destroy(odd);
     tear_down();
 }
 
 /* Place each part of the ring so that it ends `beyond` bytes behind the end of memory. */
-static void check_ends(uint64_t features, uint64_t event)
+static void
+check_ends(uint64_t features, uint64_t event)
 {
     enum { SIZE = 8192 };
     pvs_memory *m = one_region(SIZE, 0);
     uint64_t base = 0x100000, end = base + SIZE;
     struct pvs_ring_conf good = {
-        .num = 8, .features = features, .desc_uva = base, .avail_uva = base + 512, .used_uva = base + 1024};
+        .num = 8, .features = features, .desc_uva = base, .avail_uva = base + 512, .used_uva = base + 1024
+    };
     struct pvs_ring_conf rc = good;
     CHECK_EQ(pvs_split_attach(&vq, m, &rc), 0);
     rc.desc_uva = end - 16 * 8;
@@ -190,11 +197,11 @@ TEST(header_is_12_bytes_with_version_1_or_mergeable_buffers_else_10)
     static const struct {
         uint64_t features;
         uint8_t length;
-    } expected[] = {{0, 10},
-                    {1ULL << VIRTIO_F_VERSION_1, 12},
-                    {1ULL << VIRTIO_NET_F_MRG_RXBUF, 12},
-                    {1ULL << VIRTIO_F_VERSION_1 | 1ULL << VIRTIO_NET_F_MRG_RXBUF, 12},
-                    {1ULL << VIRTIO_F_EVENT_IDX | 1ULL << VIRTIO_F_ANY_LAYOUT, 10}};
+    } expected[] = { { 0, 10 },
+                     { 1ULL << VIRTIO_F_VERSION_1, 12 },
+                     { 1ULL << VIRTIO_NET_F_MRG_RXBUF, 12 },
+                     { 1ULL << VIRTIO_F_VERSION_1 | 1ULL << VIRTIO_NET_F_MRG_RXBUF, 12 },
+                     { 1ULL << VIRTIO_F_EVENT_IDX | 1ULL << VIRTIO_F_ANY_LAYOUT, 10 } };
     set_up(ALL, NUM);
     for (uint32_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
         struct pvs_ring_conf rc = ring_conf(expected[i].features);
@@ -219,7 +226,7 @@ TEST(available_counts_up_to_the_ring_size)
 
 TEST(available_is_dead_when_the_index_jumps)
 {
-    static const uint16_t jump[] = {NUM + 1, 0x7fff, 0x8000, 0xffff};
+    static const uint16_t jump[] = { NUM + 1, 0x7fff, 0x8000, 0xffff };
     set_up(ALL, NUM);
     for (uint32_t i = 0; i < sizeof jump / sizeof jump[0]; i++) {
         broken = PVS_BROKEN_NONE;
@@ -479,7 +486,7 @@ TEST(chain_of_more_than_1024_descriptors)
 
 TEST(address_outside_memory)
 {
-    static const uint64_t nowhere[] = {0, 1, 0x1000, UINT64_MAX, UINT64_MAX - 10, 1ULL << 63};
+    static const uint64_t nowhere[] = { 0, 1, 0x1000, UINT64_MAX, UINT64_MAX - 10, 1ULL << 63 };
     set_up(ALL, NUM);
     for (uint32_t i = 0; i < sizeof nowhere / sizeof nowhere[0]; i++) {
         desc(0, nowhere[i], 10, 0, 0);
@@ -526,7 +533,7 @@ TEST(indirect_with_next)
 
 TEST(indirect_table_of_a_wrong_size)
 {
-    static const uint32_t bad[] = {0, 1, 15, 17, 31, (NUM + 1) * 16, 16 * 65536, 0xfffffff0, UINT32_MAX};
+    static const uint32_t bad[] = { 0, 1, 15, 17, 31, (NUM + 1) * 16, 16 * 65536, 0xfffffff0, UINT32_MAX };
     set_up(ALL, NUM);
     entry(0, scratch, 10, 0, 0);
     for (uint32_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -553,7 +560,7 @@ TEST(indirect_table_not_in_memory_or_across_regions)
 TEST(indirect_table_may_lie_at_an_odd_address)
 {
     set_up(ALL, NUM);
-    struct pvd_desc d = {.addr = scratch + 1000, .len = 7};
+    struct pvd_desc d = { .addr = scratch + 1000, .len = 7 };
     memcpy(pvd_ptr(guest, scratch + 3, sizeof d), &d, sizeof d);
     desc(0, scratch + 3, 16, I, 0);
     CHECK_EQ(walk(0), PVS_BROKEN_NONE);
@@ -588,7 +595,8 @@ TEST(nothing_is_shown_before_publish)
 /* ---- calls ---- */
 
 /* Publish up to used index `to`, with the guest's event at `event`: is a call wanted? */
-static bool call_after(uint16_t to, uint16_t event)
+static bool
+call_after(uint16_t to, uint16_t event)
 {
     CHECK_EQ(pvd_used_event_set(guest, 1, event), 0);
     vq.next_used = to;

@@ -8,7 +8,8 @@
 static struct lab lab;
 static uint8_t frame[60];
 
-static void open_polling(enum pvs_polling polling, uint32_t poll_us, bool no_kick)
+static void
+open_polling(enum pvs_polling polling, uint32_t poll_us, bool no_kick)
 {
     struct lab_conf conf = lab_conf_default(2);
     conf.polling = polling;
@@ -19,12 +20,14 @@ static void open_polling(enum pvs_polling polling, uint32_t poll_us, bool no_kic
     lab_frame(frame, LAB_MAC(1), LAB_MAC(0), sizeof frame, 0);
 }
 
-static uint32_t active(void)
+static uint32_t
+active(void)
 {
     return lab.sw->worker[0]->n_active;
 }
 
-static void step(uint64_t ns)
+static void
+step(uint64_t ns)
 {
     lab.now_ns += ns;
     CHECK(pvs_poll_once(lab.sw, 0, lab.now_ns) >= 0);

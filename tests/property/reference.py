@@ -12,8 +12,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 MAX_FRAME = 65_568
-GROUP_LIMITS = ((64, "1_to_64"), (127, "65_to_127"), (255, "128_to_255"), (511, "256_to_511"))
-GROUP_LIMITS += ((1023, "512_to_1023"), (1522, "1024_to_1522"), (1 << 32, "1523_to_max"))
+SIZE_BINS = (
+    *((64, "1_to_64"), (127, "65_to_127"), (255, "128_to_255"), (511, "256_to_511")),
+    *((1023, "512_to_1023"), (1522, "1024_to_1522"), (1 << 32, "1523_to_max")),
+)
 VLAN_TYPES = (b"\x81\x00", b"\x88\xa8")
 PAUSE = bytes.fromhex("0180c2000001")
 NOBODY = bytes(6)
@@ -146,7 +148,7 @@ class ReferenceSwitch:
     def _count_received(self, port: Port, frame: bytes) -> None:
         port.counters["rx_packets"] += 1
         port.counters["rx_bytes"] += len(frame)
-        size_bin = next(name for upper, name in GROUP_LIMITS if len(frame) <= upper)
+        size_bin = next(name for upper, name in SIZE_BINS if len(frame) <= upper)
         port.counters[f"rx_{size_bin}_packets"] += 1
         if frame[:6] == b"\xff" * 6:
             port.counters["rx_broadcast_packets"] += 1

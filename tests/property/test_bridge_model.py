@@ -68,7 +68,7 @@ def frames(draw: st.DrawFn, source: bytes | None = None) -> bytes:
 def layouts(draw: st.DrawFn) -> Layout | None:
     if draw(st.booleans()):
         return None
-    cuts = draw(st.lists(st.integers(1, 400), max_size=5, unique=True).map(sorted))
+    cuts = draw(st.lists(st.integers(1, 400), max_size=4, unique=True).map(sorted))
     return Layout(cuts=tuple(cuts), shuffle=draw(st.booleans()))
 
 

@@ -388,7 +388,8 @@ def judge_rx(guest: Driver, frame: bytes) -> tuple[list[Chain], str | None]:
     with closing(reference(guest)) as device:
         used = guest.used_idx(RX)
         ring = JudgedRing(device.memory, guest.vring(RX), guest.features, last_avail=used, used_idx=used)
-        need, room, chains = device.hdr_len + len(frame), 0, []
+        need, room = device.hdr_len + len(frame), 0
+        chains: list[Chain] = []
         try:
             while room < need:
                 chain = ring.peek(len(chains))

@@ -61,6 +61,6 @@ async def test_traffic_with_features_off(partner: SwitchAndPartner, image: Image
         await boot_all(switch, vm1)
         assert not await negotiated(switch, "vm1") & missing
         assert await negotiated(switch, "vm2") >= missing
-        await ping(vm1, "10.0.0.2", count=100, size=1472)
+        await ping(vm1, vm2, "10.0.0.2", count=100, size=1472)
         await transfer(vm1, vm2, "10.0.0.1")
         await transfer(vm2, vm1, "10.0.0.2")

@@ -35,9 +35,9 @@ async def pair(request: pytest.FixtureRequest, start_switch: StartSwitch, image:
 
 @pytest.mark.parametrize("size", SIZES)
 async def test_ping_without_loss(pair: Pair, size: int) -> None:
-    switch, vm1, _ = pair
+    switch, vm1, vm2 = pair
     before = (await switch.get("/ports/vm1/stats"))["rx_packets"]
-    await ping(vm1, "10.0.0.2", count=PINGS, size=size)
+    await ping(vm1, vm2, "10.0.0.2", count=PINGS, size=size)
     stats = await switch.get("/ports/vm1/stats")
     assert stats["rx_packets"] - before >= PINGS
     for port in ("vm1", "vm2"):
@@ -48,7 +48,7 @@ async def test_ping_without_loss(pair: Pair, size: int) -> None:
 
 async def test_guests_are_learned(pair: Pair) -> None:
     switch, vm1, vm2 = pair
-    await ping(vm1, "10.0.0.2", count=3, size=56)
+    await ping(vm1, vm2, "10.0.0.2", count=3, size=56)
     entries = {entry["mac"]: entry["port"] for entry in (await switch.get("/bridges/br0/fdb"))["items"]}
     for machine in (vm1, vm2):
         mac = (await machine.check("cat /sys/class/net/eth0/address")).strip()

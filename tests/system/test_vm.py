@@ -57,6 +57,13 @@ async def test_commands_at_a_time_take_turns(machine: Machine) -> None:
     assert [output.strip() for _, output in answers] == ["0", "1", "2", "3", "4"]
 
 
+async def test_commands_stay_whole_while_orphans_end(machine: Machine) -> None:
+    """Each command leaves an orphan that ends a second later, in the middle of another one's line."""
+    for number in range(100):
+        words = f"{number} " * 100
+        assert await machine.run(f"(sleep 1) & echo '{words}'") == (0, f"{words}\n")
+
+
 async def test_a_command_that_hangs_is_ended(machine: Machine) -> None:
     status, _ = await machine.run("sleep 60", seconds=1)
     assert status == 143
