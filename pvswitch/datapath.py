@@ -427,6 +427,10 @@ class Datapath:
         """Run one round of a worker, when no threads were started; return what it handled."""
         return _check(lib.pvs_poll_once(self._switch, worker, at_ns))
 
+    def watchdog(self) -> int:
+        """Interrupt workers that hang in a call to a guest, latching its port broken; return how many hung."""
+        return int(lib.pvs_watchdog(self._switch, now_ns()))
+
     async def command(self, submit: Callable[[], int]) -> int:
         """Submit a command and wait until every worker has carried it out; return its result."""
         assert self._loop is not None, "attach() or start() first"

@@ -52,6 +52,11 @@ void pvs_switch_destroy(pvs_switch *sw);
 /* Start and join the poll threads. Without them, drive the workers by pvs_poll_once(). */
 int pvs_switch_start(pvs_switch *sw);
 void pvs_switch_stop(pvs_switch *sw);
+/*
+ * Interrupt workers that hang in a call to a guest for more than 100 ms; their ports are latched broken. Control looks a
+ * few times a second. Returns how many hung.
+ */
+int pvs_watchdog(pvs_switch *sw, uint64_t now_ns);
 /* One round of one worker: mail, kicks, every active ring, timers, notifications. Returns frames and commands handled. */
 int pvs_poll_once(pvs_switch *sw, uint32_t worker, uint64_t now_ns);
 /* An eventfd, readable when completions, events or punted frames wait; pvs_wake_clear() makes it quiet again. */

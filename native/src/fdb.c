@@ -43,6 +43,7 @@ struct pvs_fdb {
     _Atomic uint32_t aging_s;
     _Atomic uint32_t count;
     atomic_flag lock;
+    _Atomic bool wanted;                /* control waits for the lock: workers leave it alone meanwhile */
     uint32_t free;
     uint32_t held[PVS_MAX_PORTS];       /* dynamic entries by port index */
     struct list list[PVS_MAX_PORTS];
@@ -59,8 +60,10 @@ lock_try(struct pvs_fdb *fdb)
 static void
 lock_wait(struct pvs_fdb *fdb)
 {
+    atomic_store_explicit(&fdb->wanted, true, memory_order_relaxed);
     while (!lock_try(fdb))
         sched_yield(); /* control thread only; whoever holds the lock does so for a bounded number of entries */
+    atomic_store_explicit(&fdb->wanted, false, memory_order_relaxed);
 }
 
 static void
@@ -299,7 +302,7 @@ pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref
         atomic_store_explicit(&fdb->entry[f.index].stamp, now_s, memory_order_relaxed);
         return PVS_LEARN_NOTHING;
     }
-    if (!lock_try(fdb))
+    if (atomic_load_explicit(&fdb->wanted, memory_order_relaxed) || !lock_try(fdb))
         return PVS_LEARN_BUSY;
     enum pvs_learned outcome = PVS_LEARN_NOTHING;
     f = find(fdb, key); /* again: it may have changed before the lock was ours */

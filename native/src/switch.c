@@ -10,7 +10,25 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
+
+/* Interrupts a worker that hangs in a write; its handler does nothing, without SA_RESTART that is enough. */
+#define INTERRUPT (SIGRTMIN + 7)
+
+static void
+on_interrupt(int signo)
+{
+    (void)signo;
+}
+
+static int
+interrupt_install(void)
+{
+    struct sigaction action = { .sa_handler = on_interrupt };
+    sigemptyset(&action.sa_mask);
+    return sigaction(INTERRUPT, &action, NULL) == 0 ? 0 : -errno;
+}
 
 /* ---- life ---- */
 
@@ -27,6 +45,8 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
     if (!conf_valid(conf))
         return -EINVAL;
     int rc = pvs_sigbus_install();
+    if (rc == 0)
+        rc = interrupt_install();
     if (rc != 0)
         return rc;
     struct pvs_switch *sw = calloc(1, sizeof *sw);
@@ -142,6 +162,7 @@ thread_start(const struct pvs_switch *sw, struct pvs_worker *w)
     sigfillset(&all);
     sigdelset(&all, SIGBUS);
     sigdelset(&all, SIGSEGV);
+    sigdelset(&all, INTERRUPT);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     atomic_store_explicit(&w->stop, false, memory_order_relaxed);
     int rc = -pthread_create(&w->thread, &attr, pvs_worker_run, w);
@@ -156,13 +177,25 @@ thread_start(const struct pvs_switch *sw, struct pvs_worker *w)
     return rc;
 }
 
+static bool
+joined_within(pthread_t thread, uint64_t ns)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    uint64_t at = (uint64_t)until.tv_nsec + ns;
+    until.tv_sec += (time_t)(at / 1000000000ULL);
+    until.tv_nsec = (long)(at % 1000000000ULL);
+    return pthread_timedjoin_np(thread, NULL, &until) == 0;
+}
+
 static void
 threads_join(struct pvs_switch *sw, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         atomic_store_explicit(&sw->worker[i]->stop, true, memory_order_relaxed);
         pvs_worker_ring_bell(sw->worker[i]);
-        pthread_join(sw->worker[i]->thread, NULL);
+        while (!joined_within(sw->worker[i]->thread, PVS_CALL_PATIENCE_NS))
+            pvs_watchdog(sw, pvs_clock_ns()); /* it may hang in a call this very moment */
     }
 }
 
@@ -188,6 +221,21 @@ pvs_switch_stop(struct pvs_switch *sw)
     if (sw->running)
         threads_join(sw, sw->conf.n_workers);
     sw->running = false;
+}
+
+int
+pvs_watchdog(struct pvs_switch *sw, uint64_t now_ns)
+{
+    int n = 0;
+    for (uint32_t i = 0; sw->running && i < sw->conf.n_workers; i++) {
+        uint64_t since = atomic_load_explicit(&sw->worker[i]->calling_since, memory_order_relaxed);
+        /* the signal may come just before the write blocks: it is sent again at each look until the write has ended */
+        if (since != 0 && now_ns > since && now_ns - since > PVS_CALL_PATIENCE_NS) {
+            pthread_kill(sw->worker[i]->thread, INTERRUPT);
+            n++;
+        }
+    }
+    return n;
 }
 
 int

@@ -30,7 +30,8 @@
     X(INDIRECT_ADDRESS, "an indirect table is not inside one region of the shared memory")                         \
     X(RX_READABLE, "a receive chain has device-readable descriptors")                                              \
     X(RX_TINY, "a receive chain is smaller than the virtio-net header")                                            \
-    X(MEMORY_LOST, "the file behind the guest's memory was truncated")
+    X(MEMORY_LOST, "the file behind the guest's memory was truncated")                                                \
+    X(CALL_BLOCKED, "the front end's call descriptor blocks")
 
 enum pvs_broken {
 #define X(name, text) PVS_BROKEN_##name,

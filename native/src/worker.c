@@ -249,6 +249,21 @@ maybe_rest(struct pvs_worker *w, struct pvs_ring *ring)
         pvs_ring_deactivate(w, ring);
 }
 
+/*
+ * Signal a call descriptor. False when the write had to be interrupted: O_NONBLOCK, which we set, is a flag of the shared
+ * file, and the front end has cleared it and filled the file (see pvs_watchdog).
+ */
+static bool
+call(struct pvs_worker *w, int fd)
+{
+    uint64_t one = 1;
+    atomic_store_explicit(&w->calling_since, w->now_ns, memory_order_relaxed);
+    ssize_t n = write(fd, &one, sizeof one); /* EAGAIN is fine: the guest has a call waiting already */
+    bool blocked = n < 0 && errno == EINTR;
+    atomic_store_explicit(&w->calling_since, 0, memory_order_relaxed);
+    return !blocked;
+}
+
 static void
 call_guests(struct pvs_worker *w)
 {
@@ -259,15 +274,14 @@ call_guests(struct pvs_worker *w)
     for (uint32_t i = 0; i < w->n_notify; i++) {
         struct pvs_ring *ring = w->notify[i];
         ring->notify = false;
-        if (!atomic_load_explicit(&ring->running, memory_order_relaxed))
+        if (!atomic_load_explicit(&ring->running, memory_order_relaxed) ||
+            atomic_load_explicit(&ring->port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
             continue;
         bool wanted = pvs_split_wants_call(&ring->vq) || ring->call_owed;
         ring->call_owed = false;
         pvs_count(wanted ? &ring->notifications : &ring->notifications_suppressed, 1);
-        if (wanted && ring->call_fd >= 0) {
-            uint64_t one = 1;
-            (void)!write(ring->call_fd, &one, sizeof one); /* EAGAIN: the guest has a call waiting already */
-        }
+        if (wanted && ring->call_fd >= 0 && !call(w, ring->call_fd))
+            pvs_ring_broken(w, ring, PVS_BROKEN_CALL_BLOCKED);
     }
     w->n_notify = 0;
 }

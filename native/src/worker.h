@@ -24,6 +24,9 @@ enum { PVS_BUDGET = 512 * 1024 };
 /* New or moved addresses that one port may have learned in a second. */
 enum { PVS_LEARN_PER_SECOND = 8192 };
 
+/* How long a write to a call descriptor may take before the watchdog interrupts it. */
+#define PVS_CALL_PATIENCE_NS 100000000ULL
+
 /* Frames of one reason that may be punted in a second. */
 enum { PVS_PUNT_PER_SECOND = 1000 };
 
@@ -46,6 +49,7 @@ struct pvs_worker {
     int wake_fd;                        /* the switch's: tells control that something waits */
     _Atomic bool *wake_pending;
     _Atomic bool sleeping, stop;
+    _Atomic uint64_t calling_since;     /* when the write to a call descriptor began that is under way, or 0 */
     pthread_t thread;
 
     const struct pvs_tables *tables;

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "channel.h"
 #include "fdb.h"
@@ -508,4 +509,28 @@ TEST(thread_channel_keeps_order_and_content)
     CHECK_EQ(got + lost, RECORDS);
     CHECK_EQ(letters, RECORDS);
     pvs_spool_fini(&spool);
+}
+
+/* The front end fills its call and makes it blocking again: the flag is the file's, not ours alone. */
+TEST(thread_a_call_that_blocks_latches_its_port_and_stops_nobody)
+{
+    uint64_t full = UINT64_MAX - 1, owed;
+    uint8_t frame[60];
+    int call = eventfd(0, EFD_CLOEXEC);
+
+    open_threads(3, PVS_POLL_ADAPTIVE, 1, false);
+    CHECK_EQ(lab_wait(&lab, pvs_ring_set_call(lab.port[2].port, 0, call)), 0);
+    WAIT_FOR(read(call, &owed, sizeof owed) == sizeof owed); /* a new call is signalled once */
+    CHECK_EQ(fcntl(call, F_SETFL, 0), 0);
+    CHECK_EQ(write(call, &full, sizeof full), sizeof full);
+    pvd_call_arm(lab.port[2].guest, 0);
+    lab_frame(frame, LAB_MAC(2), LAB_MAC(0), sizeof frame, 0);
+    lab_send(&lab, 0, frame, sizeof frame);
+    WAIT_FOR(pvs_watchdog(lab.sw, lab_clock_ns()) >= 0 && pvs_port_broken(lab.port[2].port) != 0);
+    CHECK_EQ(pvs_port_broken(lab.port[2].port), PVS_BROKEN_CALL_BLOCKED);
+    WAIT_FOR(pvd_rx(lab.port[1].guest, 0, frame, sizeof frame, NULL) == sizeof frame); /* it was flooded */
+    pass_one(0, 1, 1);
+    pass_one(1, 0, 2);
+    lab_close(&lab); /* its rings can be stopped */
+    close(call);
 }
