@@ -26,9 +26,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Every `pvswitch ...` line of the shell examples, but for those that don't end by themselves."""
-    words = [
-        shlex.split(line, comments=True) for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()
-    ]
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
     return [w[1:] for w in words if w[:1] == ["pvswitch"] and w[1] not in ENDLESS]
 
 

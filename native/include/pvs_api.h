@@ -21,13 +21,13 @@
 #include <stdint.h>
 
 /* cdef begin */
-#define PVS_MAX_PORTS 1024
+#define PVS_MAX_PORTS   1024
 #define PVS_MAX_BRIDGES 64
 #define PVS_MAX_WORKERS 16
-#define PVS_MAX_PAIRS 16
+#define PVS_MAX_PAIRS   16
 #define PVS_MAX_REGIONS 509
-#define PVS_COMMANDS 1024
-#define PVS_MAX_FRAME 65568
+#define PVS_COMMANDS    1024
+#define PVS_MAX_FRAME   65568
 
 typedef struct pvs_switch pvs_switch;
 typedef struct pvs_port pvs_port;
@@ -40,10 +40,10 @@ typedef struct pvs_memory pvs_memory;
 enum pvs_polling { PVS_POLL_ADAPTIVE = 0, PVS_POLL_BUSY = 1, PVS_POLL_INTERRUPT = 2 };
 
 struct pvs_switch_conf {
-    uint32_t n_workers;     /* 1 to PVS_MAX_WORKERS */
-    uint32_t polling;       /* enum pvs_polling */
-    uint32_t poll_us;       /* how long an empty ring is polled before its kick is armed */
-    int32_t cpus[16];       /* a processor for each worker, -1 = not pinned */
+    uint32_t n_workers; /* 1 to PVS_MAX_WORKERS */
+    uint32_t polling;   /* enum pvs_polling */
+    uint32_t poll_us;   /* how long an empty ring is polled before its kick is armed */
+    int32_t cpus[16];   /* a processor for each worker, -1 = not pinned */
 };
 
 int pvs_switch_create(const struct pvs_switch_conf *conf, pvs_switch **out);
@@ -68,7 +68,8 @@ int pvs_reap(pvs_switch *sw, uint64_t *seq, int64_t *result, int max);
 /* ---- guest memory ---- */
 
 /* Map `size` bytes of `fd` from `offset`. The port is told when the file shrinks under us. -EINVAL, -EFBIG, -errno of mmap. */
-int pvs_region_map(pvs_port *port, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, pvs_region **out);
+int pvs_region_map(pvs_port *port, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset,
+                   pvs_region **out);
 void pvs_region_unref(pvs_region *region);
 /* An immutable address map over regions (takes a reference to each). -EINVAL when two overlap. */
 int pvs_memory_create(pvs_region *const *regions, uint32_t n, pvs_memory **out);
@@ -90,8 +91,8 @@ struct pvs_ring_conf {
     uint64_t features;                      /* acked virtio features */
     uint32_t num;                           /* a power of two up to 32768 */
     bool enabled;
-    int kick_fd;                            /* -1: none, the ring is polled */
-    int call_fd;                            /* -1: none, the guest polls */
+    int kick_fd; /* -1: none, the ring is polled */
+    int call_fd; /* -1: none, the guest polls */
 };
 
 /* Rings are numbered as vhost-user does: 2*pair is the guest's receive ring, 2*pair+1 its transmit ring. */
@@ -103,9 +104,9 @@ int64_t pvs_ring_set_call(pvs_port *port, uint32_t ring, int call_fd);
 
 struct pvs_ring_status {
     bool running, enabled;
-    uint16_t used_idx;     /* what we have given back, as the guest sees it */
-    uint16_t avail_idx;    /* what the guest has published, read now */
-    uint64_t kicks;        /* kicks seen since the ring was started */
+    uint16_t used_idx;  /* what we have given back, as the guest sees it */
+    uint16_t avail_idx; /* what the guest has published, read now */
+    uint64_t kicks;     /* kicks seen since the ring was started */
     uint64_t packets, bytes, notifications, notifications_suppressed;
 };
 int pvs_ring_status(const pvs_port *port, uint32_t ring, struct pvs_ring_status *out);
@@ -117,14 +118,14 @@ const char *pvs_broken_reason(uint32_t code);
 
 struct pvs_port_conf {
     pvs_port *port;
-    uint16_t bridge;       /* index into the bridges of the same tables */
+    uint16_t bridge; /* index into the bridges of the same tables */
     bool enabled;
-    uint32_t mtu;          /* L3 bytes; 0 = not enforced */
+    uint32_t mtu; /* L3 bytes; 0 = not enforced */
 };
 struct pvs_bridge_conf {
     pvs_fdb *fdb;
     bool forward_bpdu, flood_unknown;
-    bool punt_bpdu;        /* hand link-local frames to the control plane as well */
+    bool punt_bpdu; /* hand link-local frames to the control plane as well */
 };
 int64_t pvs_publish(pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
                     const struct pvs_bridge_conf *bridges, uint32_t n_bridges);
@@ -135,10 +136,10 @@ struct pvs_fdb_item {
     uint8_t mac[6];
     uint16_t vid;
     uint32_t port_ref;
-    uint32_t age_s;        /* seconds since last seen; 0 for a static entry */
+    uint32_t age_s; /* seconds since last seen; 0 for a static entry */
     bool is_static;
 };
-struct pvs_fdb_filter {    /* what a flush removes: all fields given must match; static entries stay */
+struct pvs_fdb_filter { /* what a flush removes: all fields given must match; static entries stay */
     bool by_port, by_vid, by_mac;
     uint32_t port_ref;
     uint16_t vid;
@@ -172,9 +173,9 @@ enum pvs_punt_reason { PVS_PUNT_BPDU = 0, PVS_PUNT_REASONS = 1 };
 struct pvs_punt {
     uint64_t time_ns;
     uint32_t port_ref;
-    uint32_t len;          /* bytes that follow */
+    uint32_t len; /* bytes that follow */
     uint16_t vid;
-    uint16_t reason;       /* enum pvs_punt_reason */
+    uint16_t reason; /* enum pvs_punt_reason */
 };
 /* The next punted frame: its length, 0 when none waits; -EMSGSIZE (and kept) when `cap` is too small. */
 int pvs_punt_next(pvs_switch *sw, struct pvs_punt *punt, uint8_t *frame, uint32_t cap);
@@ -182,9 +183,9 @@ int pvs_punt_next(pvs_switch *sw, struct pvs_punt *punt, uint8_t *frame, uint32_
 enum pvs_event_kind { PVS_EV_LEARNED = 1, PVS_EV_MOVED = 2, PVS_EV_BROKEN = 3 };
 struct pvs_event {
     uint64_t time_ns;
-    uint32_t kind;         /* enum pvs_event_kind */
+    uint32_t kind; /* enum pvs_event_kind */
     uint32_t port_ref;
-    uint32_t detail;       /* MOVED: the old port's ref; BROKEN: a code of pvs_broken_reason() */
+    uint32_t detail; /* MOVED: the old port's ref; BROKEN: a code of pvs_broken_reason() */
     uint16_t vid;
     uint8_t mac[6];
 };
@@ -204,8 +205,8 @@ void pvs_port_counters(const pvs_port *port, uint64_t *counters, uint64_t *rx_dr
 
 struct pvs_perf {
     uint64_t busy_cycles, idle_cycles, packets, loops, sleeps;
-    uint64_t total_cycles;      /* since the worker was made, asleep or not */
-    uint64_t learn_skipped;     /* frames whose source was not learned: over the budget, or the table was locked */
+    uint64_t total_cycles;  /* since the worker was made, asleep or not */
+    uint64_t learn_skipped; /* frames whose source was not learned: over the budget, or the table was locked */
     uint64_t burst_histogram[33];
     uint64_t cycles_per_second; /* 0 until it has been measured */
     bool sleeping;

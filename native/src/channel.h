@@ -49,9 +49,9 @@ pvs_mail_waiting(struct pvs_mail *mail)
 }
 
 struct pvs_spool {
-    _Alignas(64) _Atomic uint32_t head;     /* free-running byte counts */
+    _Alignas(64) _Atomic uint32_t head; /* free-running byte counts */
     _Alignas(64) _Atomic uint32_t tail;
-    uint32_t size;                          /* a power of two */
+    uint32_t size; /* a power of two */
     uint8_t *data;
 };
 

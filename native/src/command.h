@@ -13,16 +13,23 @@
 #include "decide.h"
 #include "port_vhost.h"
 
-enum pvs_op { PVS_OP_PUBLISH, PVS_OP_RING_START, PVS_OP_RING_STOP, PVS_OP_RING_ENABLE, PVS_OP_RING_CALL, PVS_OP_INJECT };
+enum pvs_op {
+    PVS_OP_PUBLISH,
+    PVS_OP_RING_START,
+    PVS_OP_RING_STOP,
+    PVS_OP_RING_ENABLE,
+    PVS_OP_RING_CALL,
+    PVS_OP_INJECT
+};
 
 struct pvs_command {
     enum pvs_op op;
     uint64_t seq;
-    _Atomic uint32_t remaining;     /* workers that have not yet carried it out */
+    _Atomic uint32_t remaining; /* workers that have not yet carried it out */
     int64_t result;
     union {
         struct {
-            struct pvs_tables *tables;  /* to publish; after completion: to free */
+            struct pvs_tables *tables; /* to publish; after completion: to free */
             struct pvs_tables *old;
         } publish;
         struct {
@@ -34,7 +41,7 @@ struct pvs_command {
             uint32_t port_ref, direction, len;
         } inject;
     };
-    uint8_t bytes[];                /* the injected frame */
+    uint8_t bytes[]; /* the injected frame */
 };
 
 #endif

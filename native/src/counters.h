@@ -12,38 +12,49 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+/* clang-format off */
 /* The switch's view: rx is what the port's guest sent, tx what it received. */
-#define PVS_COUNTERS(X)                                                                                            \
-    X(rx_packets) X(rx_bytes) X(rx_broadcast_packets) X(rx_multicast_packets)                                      \
-    X(rx_1_to_64_packets) X(rx_65_to_127_packets) X(rx_128_to_255_packets) X(rx_256_to_511_packets)                \
-    X(rx_512_to_1023_packets) X(rx_1024_to_1522_packets) X(rx_1523_to_max_packets)                                 \
-    X(tx_packets) X(tx_bytes)
+#define PVS_COUNTERS(X)          \
+    X(rx_packets)                \
+    X(rx_bytes)                  \
+    X(rx_broadcast_packets)      \
+    X(rx_multicast_packets)      \
+    X(rx_1_to_64_packets)        \
+    X(rx_65_to_127_packets)      \
+    X(rx_128_to_255_packets)     \
+    X(rx_256_to_511_packets)     \
+    X(rx_512_to_1023_packets)    \
+    X(rx_1024_to_1522_packets)   \
+    X(rx_1523_to_max_packets)    \
+    X(tx_packets)                \
+    X(tx_bytes)
 
 /* Why a frame, or a copy of it, went nowhere. */
-#define PVS_DROP_REASONS(X)                                                                                        \
-    X(none)                                                                                                        \
-    X(malformed)            /* no Ethernet header, too long, or a buffer of the wrong direction */                 \
-    X(link_down)            /* the port is administratively down, or the receiving guest is not there */           \
-    X(queue_disabled)       /* the guest sent on a ring that its front end has disabled */                         \
-    X(no_destination)       /* nobody to send it to */                                                             \
-    X(same_port)            /* the destination was learned on the port the frame came from */                      \
-    X(bpdu)                 /* link-local, and forward_bpdu is off; or PAUSE */                                    \
-    X(mtu_exceeded)                                                                                                \
-    X(guest_rx_full)        /* the receiving guest had no buffers posted */                                        \
+#define PVS_DROP_REASONS(X)                                                                          \
+    X(none)                                                                                          \
+    X(malformed)            /* no Ethernet header, too long, or a buffer of the wrong direction */   \
+    X(link_down)            /* the port is administratively down, or the receiver is not there */    \
+    X(queue_disabled)       /* the guest sent on a ring that its front end has disabled */           \
+    X(no_destination)       /* nobody to send it to */                                               \
+    X(same_port)            /* the destination was learned on the port the frame came from */        \
+    X(bpdu)                 /* link-local, and forward_bpdu is off; or PAUSE */                      \
+    X(mtu_exceeded)                                                                                  \
+    X(guest_rx_full)        /* the receiving guest had no buffers posted */                          \
     X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */
+/* clang-format on */
 
 enum pvs_counter {
 #define X(name) PVS_C_##name,
     PVS_COUNTERS(X)
 #undef X
-    PVS_COUNTER_COUNT
+        PVS_COUNTER_COUNT
 };
 
 enum pvs_drop {
 #define X(name) PVS_DROP_##name,
     PVS_DROP_REASONS(X)
 #undef X
-    PVS_DROP_COUNT
+        PVS_DROP_COUNT
 };
 
 struct pvs_counters {

@@ -19,10 +19,10 @@
 /* A port as the tables know it, at its index. ref 0: no such port. */
 struct pvs_port_view {
     uint32_t ref;
-    uint32_t mtu;                   /* 0 = not enforced */
+    uint32_t mtu; /* 0 = not enforced */
     uint16_t bridge;
     bool enabled;
-    const _Atomic bool *carrier;    /* its guest can receive */
+    const _Atomic bool *carrier; /* its guest can receive */
     struct pvs_port *port;
 };
 
@@ -30,7 +30,7 @@ struct pvs_bridge_view {
     struct pvs_fdb *fdb;
     bool forward_bpdu, flood_unknown, punt_bpdu;
     uint16_t n_members;
-    const uint16_t *member;         /* indices of its enabled ports, where floods go */
+    const uint16_t *member; /* indices of its enabled ports, where floods go */
 };
 
 struct pvs_tables {
@@ -42,15 +42,15 @@ struct pvs_tables {
 /* One copy: to `port`, or not, because of `drop`. */
 struct pvs_egress {
     uint16_t port;
-    uint8_t drop;                   /* enum pvs_drop; none = deliver */
+    uint8_t drop; /* enum pvs_drop; none = deliver */
 };
 
 struct pvs_verdict {
-    uint8_t drop;                   /* enum pvs_drop of the whole frame; none = see the list */
-    bool learn;                     /* the source wants to be learned, moved or refreshed */
-    bool fresh_needed;              /* learning it costs the port's budget: it is new or moved */
+    uint8_t drop;      /* enum pvs_drop of the whole frame; none = see the list */
+    bool learn;        /* the source wants to be learned, moved or refreshed */
+    bool fresh_needed; /* learning it costs the port's budget: it is new or moved */
     bool punt;
-    uint16_t vid;                   /* the FDB's VID: 0 */
+    uint16_t vid; /* the FDB's VID: 0 */
     uint16_t bridge;
     uint32_t n_egress;
     struct pvs_egress egress[PVS_MAX_PORTS];

@@ -10,24 +10,24 @@
 
 #include "parse.h"
 
-#define NIL UINT32_MAX
+#define NIL        UINT32_MAX
 #define KEY_STATIC (1ULL << 63)
-#define KEY_VALID (1ULL << 62)  /* so that no key is zero */
-#define NS_PER_S 1000000000ULL
+#define KEY_VALID  (1ULL << 62) /* so that no key is zero */
+#define NS_PER_S   1000000000ULL
 
 /* The fields that readers without the lock look at are atomic, relaxed: the bucket's sequence number orders them. */
 struct entry {
-    _Atomic uint64_t key;       /* 0 = free; else VALID | vid << 48 | mac, STATIC */
-    _Atomic uint32_t next;      /* in the bucket's chain, or in the free list */
+    _Atomic uint64_t key;  /* 0 = free; else VALID | vid << 48 | mac, STATIC */
+    _Atomic uint32_t next; /* in the bucket's chain, or in the free list */
     _Atomic uint32_t port_ref;
-    _Atomic uint32_t stamp;     /* second in which it was last seen */
-    uint32_t queued;            /* the stamp when it was put at its list's end; writer only, as all below */
-    uint32_t older, newer;      /* neighbours in its port's list */
+    _Atomic uint32_t stamp; /* second in which it was last seen */
+    uint32_t queued;        /* the stamp when it was put at its list's end; writer only, as all below */
+    uint32_t older, newer;  /* neighbours in its port's list */
 };
 _Static_assert(sizeof(struct entry) == 32, "two entries in a cache line");
 
 struct bucket {
-    _Atomic uint32_t seq;       /* odd while a writer is at work */
+    _Atomic uint32_t seq; /* odd while a writer is at work */
     _Atomic uint32_t head;
 };
 
@@ -43,9 +43,9 @@ struct pvs_fdb {
     _Atomic uint32_t aging_s;
     _Atomic uint32_t count;
     atomic_flag lock;
-    _Atomic bool wanted;                /* control waits for the lock: workers leave it alone meanwhile */
+    _Atomic bool wanted; /* control waits for the lock: workers leave it alone meanwhile */
     uint32_t free;
-    uint32_t held[PVS_MAX_PORTS];       /* dynamic entries by port index */
+    uint32_t held[PVS_MAX_PORTS]; /* dynamic entries by port index */
     struct list list[PVS_MAX_PORTS];
 };
 

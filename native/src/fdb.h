@@ -21,9 +21,9 @@
 #include "pvs_api.h"
 
 enum pvs_fdb_state {
-    PVS_FDB_UNKNOWN,    /* not there, or too old */
-    PVS_FDB_FRESH,      /* there, seen within the last second, or static */
-    PVS_FDB_STALE,      /* there, its timestamp wants a refresh */
+    PVS_FDB_UNKNOWN, /* not there, or too old */
+    PVS_FDB_FRESH,   /* there, seen within the last second, or static */
+    PVS_FDB_STALE,   /* there, its timestamp wants a refresh */
 };
 
 struct pvs_fdb_hit {

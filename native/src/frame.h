@@ -21,20 +21,20 @@ enum { PVS_HEAD = 128, PVS_ETH_HLEN = 14, PVS_VLAN_HLEN = 4 };
 
 /* What parse found in the head. */
 struct pvs_parsed {
-    uint64_t dst, src;      /* MAC addresses, first byte in bits 40-47 */
-    uint16_t ethertype;     /* behind the tags, host order */
-    uint16_t l3_offset;     /* where the L3 header begins */
+    uint64_t dst, src;  /* MAC addresses, first byte in bits 40-47 */
+    uint16_t ethertype; /* behind the tags, host order */
+    uint16_t l3_offset; /* where the L3 header begins */
 };
 
 struct pvs_frame {
-    const struct pvs_seg *seg;  /* the tail */
+    const struct pvs_seg *seg; /* the tail */
     uint32_t n_seg;
-    uint32_t len;               /* head and tail */
-    uint32_t in_ref;            /* the port it came from */
+    uint32_t len;    /* head and tail */
+    uint32_t in_ref; /* the port it came from */
     uint16_t head_len;
-    uint16_t chain;             /* the guest's name for its buffer */
+    uint16_t chain; /* the guest's name for its buffer */
     bool malformed;
-    bool injected;              /* came from the control plane: not counted as received */
+    bool injected; /* came from the control plane: not counted as received */
     struct pvs_parsed parsed;
     _Alignas(64) uint8_t head[PVS_HEAD];
 };

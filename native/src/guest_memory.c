@@ -202,8 +202,8 @@ pvs_region_create(_Atomic bool *port_lost, int fd, uint64_t gpa, uint64_t size, 
     region->map_len = (lead + size + align - 1) & ~(align - 1);
     region->refs = 1;
     region->port_lost = port_lost;
-    region->map = mmap(NULL, region->map_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
-                       (off_t)(offset - lead));
+    region->map =
+        mmap(NULL, region->map_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)(offset - lead));
     if (region->map == MAP_FAILED) {
         rc = -errno;
         free(region);

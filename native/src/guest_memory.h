@@ -20,12 +20,12 @@
 
 struct pvs_region {
     uint64_t gpa, size, uva;
-    uint8_t *host;              /* where gpa lies in this process */
-    void *map;                  /* the mapping itself, page aligned */
+    uint8_t *host; /* where gpa lies in this process */
+    void *map;     /* the mapping itself, page aligned */
     uint64_t map_len;
     uint32_t refs;
-    _Atomic bool lost;          /* set by the SIGBUS handler, never cleared */
-    _Atomic bool *port_lost;    /* the owner's latch, set together with `lost` */
+    _Atomic bool lost;       /* set by the SIGBUS handler, never cleared */
+    _Atomic bool *port_lost; /* the owner's latch, set together with `lost` */
 };
 
 /* The hot part of a region, one per 24 bytes, sorted by gpa. */

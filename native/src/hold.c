@@ -98,7 +98,7 @@ struct pvs_block {
 };
 
 #define FIRST_ROOM (PVS_BLOCK - sizeof(struct pvs_owned))
-#define MORE_ROOM (PVS_BLOCK - sizeof(struct pvs_block))
+#define MORE_ROOM  (PVS_BLOCK - sizeof(struct pvs_block))
 _Static_assert(FIRST_ROOM + (PVS_OWNED_SEGS - 1) * MORE_ROOM >= PVS_MAX_FRAME, "the largest frame fits");
 
 static uint8_t *

@@ -17,7 +17,7 @@
 #include "frame.h"
 
 struct pvs_timer {
-    struct pvs_timer *next, **link;     /* in its slot; link is NULL while it isn't set */
+    struct pvs_timer *next, **link; /* in its slot; link is NULL while it isn't set */
     uint64_t at_ns;
     void (*fire)(struct pvs_timer *timer, uint64_t now_ns);
 };
@@ -26,7 +26,7 @@ enum { PVS_WHEEL_SHIFT = 17, PVS_WHEEL_SLOTS = 512 };
 
 struct pvs_wheel {
     struct pvs_timer *slot[PVS_WHEEL_SLOTS];
-    uint64_t tick;                      /* the next one to run */
+    uint64_t tick; /* the next one to run */
     uint32_t n;
 };
 
@@ -44,20 +44,20 @@ struct pvs_block;
 struct pvs_slab;
 
 struct pvs_owned {
-    struct pvs_frame frame;             /* its tail lies in this frame's own blocks */
+    struct pvs_frame frame; /* its tail lies in this frame's own blocks */
     struct pvs_seg seg[PVS_OWNED_SEGS];
     struct pvs_timer timer;
-    struct pvs_wheel *wheel;            /* that the timer is in, if it was held */
+    struct pvs_wheel *wheel; /* that the timer is in, if it was held */
     struct pvs_slab *slab;
-    struct pvs_block *blocks;           /* beyond the one that holds this struct */
-    uint32_t port;                      /* index of the port it is charged to */
+    struct pvs_block *blocks; /* beyond the one that holds this struct */
+    uint32_t port;            /* index of the port it is charged to */
 };
 
 struct pvs_slab {
     uint8_t *memory;
     struct pvs_block *free;
     uint32_t n_blocks, n_free, per_port;
-    uint64_t refused;                   /* no block left, or the port's bound reached */
+    uint64_t refused; /* no block left, or the port's bound reached */
     uint32_t held[PVS_MAX_PORTS];
 };
 
@@ -70,8 +70,8 @@ struct pvs_owned *pvs_own(struct pvs_slab *slab, const struct pvs_frame *frame, 
 void pvs_owned_free(struct pvs_owned *owned);
 
 /* Own it and call `fire` at at_ns with the timer inside it (PVS_OWNED_OF gives the frame back). NULL as pvs_own. */
-struct pvs_owned *pvs_hold(struct pvs_slab *slab, struct pvs_wheel *wheel, const struct pvs_frame *frame,
-                           uint32_t port, uint64_t at_ns, void (*fire)(struct pvs_timer *, uint64_t));
-#define PVS_OWNED_OF(t) ((struct pvs_owned *)(void *)((char *)(t) - offsetof(struct pvs_owned, timer)))
+struct pvs_owned *pvs_hold(struct pvs_slab *slab, struct pvs_wheel *wheel, const struct pvs_frame *frame, uint32_t port,
+                           uint64_t at_ns, void (*fire)(struct pvs_timer *, uint64_t));
+#define PVS_OWNED_OF(t) ((struct pvs_owned *)(void *)((char *)(t)-offsetof(struct pvs_owned, timer)))
 
 #endif

@@ -44,7 +44,7 @@ pvs_mac_is_link_local(uint64_t mac)
     return mac >> 4 == 0x0180c2000000 >> 4;
 }
 
-#define PVS_MAC_PAUSE 0x0180c2000001
+#define PVS_MAC_PAUSE     0x0180c2000001
 #define PVS_MAC_BROADCAST 0xffffffffffff
 
 #endif

@@ -104,13 +104,12 @@ reserve(struct pvs_vq *vq, uint32_t need, struct pvs_seg *seg, struct reservatio
     r->room = 0;
     while (r->room < need) {
         struct pvs_chain chain;
-        if (r->n_chain >= (uint16_t)(vq->seen_avail - vq->next_avail) &&
-            pvs_split_available(vq, broken) <= r->n_chain)
+        if (r->n_chain >= (uint16_t)(vq->seen_avail - vq->next_avail) && pvs_split_available(vq, broken) <= r->n_chain)
             return PVS_DROP_guest_rx_full;
         if (r->n_seg == PVS_MAX_SEGS)
             return PVS_DROP_guest_rx_too_small;
-        *broken = pvs_split_chain(vq, pvs_split_head(vq, r->n_chain), true, seg + r->n_seg, PVS_MAX_SEGS - r->n_seg,
-                                  &chain);
+        *broken =
+            pvs_split_chain(vq, pvs_split_head(vq, r->n_chain), true, seg + r->n_seg, PVS_MAX_SEGS - r->n_seg, &chain);
         if (*broken == PVS_BROKEN_NONE && chain.wrong_direction)
             *broken = PVS_BROKEN_RX_READABLE;
         else if (*broken == PVS_BROKEN_NONE && !chain.truncated && chain.len < vq->header_len)

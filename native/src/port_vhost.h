@@ -19,30 +19,30 @@
 struct pvs_ring {
     struct pvs_vq vq;
     struct pvs_port *port;
-    uint16_t index;             /* in the port: even = guest_rx, odd = guest_tx */
-    bool touched;               /* has used elements that the guest wasn't shown yet */
-    bool notify;                /* published; whether to call is looked at when the loop ends */
-    bool active;                /* in its worker's polled set */
-    bool started;               /* control's view: from pvs_ring_start until its stop is reaped */
-    bool stopping;              /* its stop is under way */
-    bool call_owed;             /* a new call fd wants one call, whatever the event index says */
-    uint32_t active_at;         /* where in that set */
-    uint32_t worker;            /* who owns it */
+    uint16_t index;     /* in the port: even = guest_rx, odd = guest_tx */
+    bool touched;       /* has used elements that the guest wasn't shown yet */
+    bool notify;        /* published; whether to call is looked at when the loop ends */
+    bool active;        /* in its worker's polled set */
+    bool started;       /* control's view: from pvs_ring_start until its stop is reaped */
+    bool stopping;      /* its stop is under way */
+    bool call_owed;     /* a new call fd wants one call, whatever the event index says */
+    uint32_t active_at; /* where in that set */
+    uint32_t worker;    /* who owns it */
     int kick_fd, call_fd;
-    uint64_t idle_since_ns;     /* when it last had work, or was started */
+    uint64_t idle_since_ns; /* when it last had work, or was started */
     _Atomic bool running, enabled;
     _Atomic uint64_t kicks, packets, bytes, notifications, notifications_suppressed;
 };
 
 struct pvs_port {
     struct pvs_switch *sw;
-    uint32_t ref;               /* generation << 16 | index */
+    uint32_t ref; /* generation << 16 | index */
     uint32_t n_rings;
-    uint32_t in_flight;         /* commands under way that name it; control only */
+    uint32_t in_flight; /* commands under way that name it; control only */
     struct pvs_memory *memory;
-    _Atomic bool memory_lost;   /* set by the SIGBUS handler */
-    _Atomic bool carrier;       /* a receive ring runs and is enabled */
-    _Atomic uint32_t broken;    /* enum pvs_broken; latched until the rings are started afresh */
+    _Atomic bool memory_lost; /* set by the SIGBUS handler */
+    _Atomic bool carrier;     /* a receive ring runs and is enabled */
+    _Atomic uint32_t broken;  /* enum pvs_broken; latched until the rings are started afresh */
     struct pvs_counters *counters[PVS_MAX_WORKERS];
     struct pvs_ring ring[];
 };

@@ -15,9 +15,9 @@ struct pvs_switch {
     _Atomic bool wake_pending;
     bool running;
     uint64_t next_seq;
-    uint32_t in_flight;                     /* commands that were not reaped yet */
-    uint32_t publishing;                    /* of these, publications: workers may still use older tables */
-    struct pvs_tables *tables;              /* as last published */
+    uint32_t in_flight;        /* commands that were not reaped yet */
+    uint32_t publishing;       /* of these, publications: workers may still use older tables */
+    struct pvs_tables *tables; /* as last published */
     struct pvs_port *port[PVS_MAX_PORTS];
     uint16_t generation[PVS_MAX_PORTS];
     struct pvs_worker *worker[PVS_MAX_WORKERS];

@@ -83,8 +83,8 @@ pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why
         why = PVS_BROKEN_MEMORY_LOST;
     atomic_store_explicit(&port->broken, why, memory_order_relaxed);
     atomic_store_explicit(&port->carrier, false, memory_order_relaxed);
-    pvs_event(w, &(struct pvs_event){
-                     .time_ns = w->now_ns, .kind = PVS_EV_BROKEN, .port_ref = port->ref, .detail = why });
+    pvs_event(w,
+              &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_BROKEN, .port_ref = port->ref, .detail = why });
 }
 
 /* ---- up to control ---- */
@@ -105,11 +105,9 @@ pvs_event(struct pvs_worker *w, const struct pvs_event *event)
 void
 pvs_punt_frame(struct pvs_worker *w, const struct pvs_frame *frame, uint16_t vid, enum pvs_punt_reason why)
 {
-    struct pvs_punt punt = { .time_ns = w->now_ns,
-                             .port_ref = frame->in_ref,
-                             .len = frame->len,
-                             .vid = vid,
-                             .reason = (uint16_t)why };
+    struct pvs_punt punt = {
+        .time_ns = w->now_ns, .port_ref = frame->in_ref, .len = frame->len, .vid = vid, .reason = (uint16_t)why
+    };
     uint32_t size = (uint32_t)sizeof punt + frame->len;
     uint8_t *place = NULL;
 
@@ -170,8 +168,7 @@ wait_for_kicks(struct pvs_worker *w, uint64_t timeout_ns)
             continue;
         }
         pvs_count(&ring->kicks, 1);
-        if (pvs_ring_is_guest_tx(ring) && !ring->active &&
-            atomic_load_explicit(&ring->running, memory_order_relaxed) &&
+        if (pvs_ring_is_guest_tx(ring) && !ring->active && atomic_load_explicit(&ring->running, memory_order_relaxed) &&
             atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE)
             pvs_ring_activate(w, ring);
     }

@@ -45,20 +45,20 @@ struct pvs_worker {
     uint32_t index;
     enum pvs_polling polling;
     uint64_t poll_ns;
-    int epoll_fd, bell_fd;              /* bell_fd: an eventfd that wakes the worker for its mail */
-    int wake_fd;                        /* the switch's: tells control that something waits */
+    int epoll_fd, bell_fd; /* bell_fd: an eventfd that wakes the worker for its mail */
+    int wake_fd;           /* the switch's: tells control that something waits */
     _Atomic bool *wake_pending;
     _Atomic bool sleeping, stop;
-    _Atomic uint64_t calling_since;     /* when the write to a call descriptor began that is under way, or 0 */
+    _Atomic uint64_t calling_since; /* when the write to a call descriptor began that is under way, or 0 */
     pthread_t thread;
 
     const struct pvs_tables *tables;
     uint64_t now_ns;
     uint32_t now_s;
-    uint64_t kicks_seen_ns;             /* when epoll was last asked */
-    uint32_t n_active, n_kickless;      /* rings in the set; those of them that have no kick */
+    uint64_t kicks_seen_ns;        /* when epoll was last asked */
+    uint32_t n_active, n_kickless; /* rings in the set; those of them that have no kick */
     uint32_t n_touched, n_notify;
-    uint64_t worked_ns;                 /* when a round last found work */
+    uint64_t worked_ns; /* when a round last found work */
     struct pvs_ring **active, **touched, **notify;
     bool wake_control;
 
