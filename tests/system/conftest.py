@@ -81,8 +81,9 @@ def qemu10(qemu: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def image(qemu: str, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    return build_image(tmp_path_factory.mktemp("image"))
+def image(qemu: str, require_peer: RequirePeer, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    require_peer("ping", package="iputils-ping")
+    return build_image(tmp_path_factory.mktemp("image"), extra_binaries=("ping",))
 
 
 @pytest.fixture(scope="session")
@@ -124,19 +125,18 @@ async def icmp_counters(machine: Machine) -> dict[str, int]:
 
 
 async def ping(source: Machine, target: Machine, address: str, *, count: int, size: int) -> None:
-    """Ping `target`, which has `address`, every 10 ms: each request and each reply must cross the switch.
+    """Ping `target`, which has `address`, every 10 ms: each request and each reply must arrive.
 
-    The kernels at both ends count them. The ping program's own figure is less sure: where the host gives a guest no
-    CPU for a while, the small socket buffers in the guest overflow, long after the switch has delivered.
+    What the kernels at both ends have counted says, when one is missing, where it was lost.
     """
     before = await icmp_counters(source), await icmp_counters(target)
-    _, output = await source.run(f"ping -q -i 0.01 -c {count} -s {size} {address}", seconds=30 + count * 0.06)
+    # Not busybox's: its receive buffer holds less than two large replies, and overflows where the host gives the
+    # guest no CPU for a while, long after the switch has delivered.
+    _, output = await source.run(f"/bin/ping -q -i 0.01 -c {count} -s {size} {address}", seconds=30 + count * 0.06)
     after = await icmp_counters(source), await icmp_counters(target)
     near, far = ({name: new[name] - old[name] for name in new} for old, new in zip(before, after, strict=True))
-    assert near["OutEchos"] == count, output
-    assert far["InEchos"] == count, output
-    assert near["InEchoReps"] == far["OutEchoReps"] > 0, output
-    assert far["OutEchoReps"] + far["OutErrors"] == count, output
+    seen = f"{output}\nnear end: {near}\nfar end: {far}"
+    assert f"{count} packets transmitted, {count} received, 0% packet loss" in output, seen
 
 
 async def transfer(source: Machine, target: Machine, address: str) -> None:
