@@ -200,29 +200,38 @@ discard(struct pvs_worker *w, struct pvs_ring *ring, uint32_t n)
     return n;
 }
 
+/* The ring's own counters: as the port's rx_packets and rx_bytes, well-formed frames. */
+static void
+count_taken(struct pvs_ring *ring, const struct pvs_burst *burst, uint32_t n)
+{
+    uint64_t packets = 0, bytes = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        packets += !burst->frame[i].malformed;
+        bytes += burst->frame[i].malformed ? 0 : burst->frame[i].len;
+    }
+    pvs_count(&ring->packets, packets);
+    pvs_count(&ring->bytes, bytes);
+}
+
 /* One burst from one guest. Returns the number of frames taken. */
 static uint32_t
 serve(struct pvs_worker *w, struct pvs_ring *ring)
 {
     enum pvs_broken broken = PVS_BROKEN_NONE;
     uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done = 0, spent = 0;
-    uint64_t bytes = 0;
 
     if (n != 0 && !atomic_load_explicit(&ring->enabled, memory_order_relaxed)) {
         done = discard(w, ring, n);
     } else {
-        for (; done < n && spent < PVS_BUDGET; done++) {
-            bytes += w->burst.frame[done].len;
+        for (; done < n && spent < PVS_BUDGET; done++)
             spent += pvs_forward(w, &w->burst.frame[done]);
-        }
     }
     if (done != 0) {
         publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
         pvs_guest_tx_finish(ring, &w->burst, done);
         pvs_split_publish(&ring->vq);
         pvs_ring_want_notify(w, ring);
-        pvs_count(&ring->packets, done);
-        pvs_count(&ring->bytes, bytes);
+        count_taken(ring, &w->burst, done);
         pvs_count(&w->perf.packets, done);
         pvs_count(&w->perf.burst_histogram[done], 1);
         ring->idle_since_ns = w->now_ns;

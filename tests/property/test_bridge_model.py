@@ -50,9 +50,11 @@ sources = st.sampled_from(HOSTS * 4 + [bytes(6), GROUPS[1]])
 tags = st.lists(st.sampled_from([b"\x81\x00\x00\x07", b"\x88\xa8\x20\x05", b"\x81\x00\xff\xff"]), max_size=3)
 # Around everything that has an edge: the head (128), the size bins, the MTUs below, one and several buffers.
 sizes = st.one_of(
+    st.integers(40, 60),
     st.sampled_from([0, 1, 3, 4, 46, 50, 51, 113, 114, 115, 499, 500, 501, 1496, 1500, 1501, 1509]),
     st.sampled_from([2022, 2023, 2024, 2036, 4082, 9000, 30_000]),
 )
+mtus = st.sampled_from([0, 50, 50, 500, 1500])
 names = st.sampled_from(PORTS)
 bridges = st.sampled_from(BRIDGES)
 
@@ -92,6 +94,7 @@ class BridgeMachine(RuleBasedStateMachine):
             self.model.bridges[name] = Bridge(limit, aging)
         for i, name in enumerate(PORTS):
             self.add_port(name, data.draw(st.sampled_from(FEATURES)), "br1" if i == 3 else "br0")
+            self.configure_port(name, enabled=True, mtu=data.draw(mtus), bridge=self.model.ports[name].bridge)
 
     def teardown(self) -> None:
         self.switch.close()
@@ -205,7 +208,7 @@ class BridgeMachine(RuleBasedStateMachine):
 
     # ---- configuration ----
 
-    @rule(name=names, enabled=st.booleans(), mtu=st.sampled_from([0, 0, 50, 500, 1500]), bridge=bridges)
+    @rule(name=names, enabled=st.booleans(), mtu=mtus, bridge=bridges)
     def configure_port(self, name: str, enabled: bool, mtu: int, bridge: str) -> None:
         """Changing the bridge leaves entries on the old one, which must not be followed there."""
         self.switch.publish({name: PortSetup(bridge, enabled, mtu)})
