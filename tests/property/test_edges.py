@@ -109,8 +109,8 @@ def build(guest: Driver, ring: int, fault: str) -> None:
             chain(guest, ring, good, Desc(scratch, 1, way | NEXT, 0))
         case "loop of nothing":
             chain(guest, ring, Desc(scratch, 0, way | NEXT, 0))
-        case "indirect table as long as the ring, and the descriptor to it":
-            chain(guest, ring, table(guest, good, *[byte] * (QUEUE - 1)))
+        case "a table as long as the ring behind a direct descriptor":
+            chain(guest, ring, byte, table(guest, good, *[byte] * (QUEUE - 1)))
         case "empty table":
             chain(guest, ring, Desc(scratch + TABLE, 0, INDIRECT_FLAG))
         case "table of 17 bytes":
@@ -144,7 +144,7 @@ FAULTS = {
     "head is the ring's size": "head_range",
     "loop": "chain_long",
     "loop of nothing": "chain_long",
-    "indirect table as long as the ring, and the descriptor to it": "chain_long",
+    "a table as long as the ring behind a direct descriptor": "chain_long",
     "empty table": "indirect_size",
     "table of 17 bytes": "indirect_size",
     "table longer than the ring": "indirect_size",
@@ -197,7 +197,7 @@ def test_just_legal(ring: int, shape: str) -> None:
             case "ring":
                 chain(guest, ring, good, *[byte] * (QUEUE - 1))
             case "table":
-                chain(guest, ring, table(guest, good, *[byte] * (QUEUE - 2)))
+                chain(guest, ring, good, table(guest, *[byte] * QUEUE))
             case "nothing in between":
                 chain(guest, ring, nothing, good, nothing)
             case "last byte of memory":
