@@ -197,7 +197,7 @@ def test_just_legal(ring: int, shape: str) -> None:
             case "ring":
                 chain(guest, ring, good, *[byte] * (QUEUE - 1))
             case "table":
-                chain(guest, ring, good, table(guest, *[byte] * QUEUE))
+                chain(guest, ring, table(guest, good, *[byte] * (QUEUE - 1)))
             case "nothing in between":
                 chain(guest, ring, nothing, good, nothing)
             case "last byte of memory":
