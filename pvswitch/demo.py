@@ -268,6 +268,8 @@ class Screen:
         """Take the terminal."""
         if self._live is not None:
             self._live.start()
+        else:
+            self._console.print(self._heading, soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
