@@ -65,8 +65,9 @@ async def serve(config: SwitchConfig, config_path: Path | None) -> None:
         api = ApiServer(
             make_app(controller, ports, _info(config_path)),
             config.api.socket,
-            mode=config.socket_mode_bits(),
-            gid=config.socket_gid(),
+            # never looser than this: who may start a VM on a port need not be who may change the switch
+            mode=0o660,
+            gid=config.socket_gid() if config.socket_group is not None else None,
             listen=config.api.listen,
         )
         stack.push_async_callback(api.close)
