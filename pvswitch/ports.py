@@ -27,7 +27,6 @@ from pvswitch.model import (
     PortState,
     PortStats,
     QueueStats,
-    StaticEntry,
     SwitchConfig,
     WorkerPerf,
 )
@@ -157,13 +156,14 @@ class Ports:
             fdb.set_aging(prepared.config.bridges[name].aging_time)
         self._ports, self._fdbs = prepared.ports, prepared.fdbs
         self._names |= {port.handle.ref: name for name, port in self._ports.items()}
+        await self._publish()
+        # from here on: what is flushed can't be learned again by the old tables
         for name, port in self._ports.items():
             if port.configure(prepared.config.ports[name]):
                 prepared.reconnect.append(port)
-        await self._publish()
         self._forget(before, prepared)
         for name in self._fdbs:
-            self._set_statics(name, before)
+            self._set_statics(name, before, prepared)
         for port in prepared.new_ports:
             port.listen()
 
@@ -192,18 +192,18 @@ class Ports:
             if name in self._ports and old_bridge in self._fdbs and prepared.config.port_bridge(name) != old_bridge:
                 self._fdbs[old_bridge].flush(port=self._ports[name].handle.ref)
 
-    def _set_statics(self, bridge: str, before: SwitchConfig | None) -> None:
-        assert self._config is not None
-        wanted = {(e.vid, e.mac): e for e in self._config.bridges[bridge].fdb}
+    def _set_statics(self, bridge: str, before: SwitchConfig | None, prepared: Prepared) -> None:
+        """Bring the static entries of `before`, which the FDB (or its copy) holds, to what the document says now."""
         fdb = self._fdbs[bridge]
-        for item in list(fdb.items(now_ns())) if before is not None else ():
-            if item.static and (item.vid, item.mac) not in wanted:
-                fdb.remove(_mac_bytes(item.mac), item.vid)
-        for entry in wanted.values():
-            self._set_static(fdb, entry)
-
-    def _set_static(self, fdb: Fdb, entry: StaticEntry) -> None:
-        fdb.set_static(_mac_bytes(entry.mac), entry.vid, self._ports[entry.port].handle.ref)
+        old = _statics(before, bridge)
+        wanted = _statics(prepared.config, bridge)
+        for vid, mac in old.keys() - wanted.keys():
+            fdb.remove(_mac_bytes(mac), vid)
+        for (vid, mac), name in wanted.items():
+            port = self._ports[name]
+            # a new FDB may have had no room to copy what is still wanted; a new port has a new reference
+            if fdb in prepared.new_fdbs or port in prepared.new_ports or old.get((vid, mac)) != name:
+                fdb.set_static(_mac_bytes(mac), vid, port.handle.ref)
 
     async def retire(self, prepared: object) -> None:
         """Free what the old configuration needed; front ends that must see new features connect anew."""
@@ -307,6 +307,13 @@ class Ports:
             return
         for fdb in self._fdbs.values():
             fdb.flush(port=port.handle.ref)
+
+
+def _statics(config: SwitchConfig | None, bridge: str) -> dict[tuple[int, str], str]:
+    """Return the static entries of a bridge as (VID, MAC) -> port; none where there is no such bridge."""
+    if config is None or bridge not in config.bridges:
+        return {}
+    return {(entry.vid, entry.mac): entry.port for entry in config.bridges[bridge].fdb}
 
 
 def _mac_bytes(mac: str) -> bytes:

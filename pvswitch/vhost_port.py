@@ -229,6 +229,9 @@ class VhostPort:
 
     async def rarp(self, mac: bytes) -> None:
         """Announce `mac` as the guest itself would; a port that is not in the tables yet has nobody to tell."""
+        if mac[0] & 1 or not any(mac):
+            log.warning("RARP ignored: not a unicast address", port=self.name, mac=mac.hex(":"))
+            return
         with suppress(OSError):
             await self.handle.inject(rarp_announcement(mac), "ingress")
 
@@ -248,15 +251,18 @@ class VhostPort:
     # ---- link state
 
     def tick(self) -> None:
-        """Look, once a second, whether kicks come from memory that we don't share."""
-        if not self._live or self._memory_seen:
-            return
+        """Look, once a second, whether memory is shared, and at the link: its event may have been lost."""
+        if self._live and not self._memory_seen:
+            self._look_for_silence()
+        self.refresh()
+
+    def _look_for_silence(self) -> None:
+        """Count the ticks in which kicks came and no avail index had moved."""
         rings = [self.handle.ring_status(index) for index in self._live]
         if any(ring.avail_idx != 0 for ring in rings):
             self._memory_seen, self._silent_ticks = True, 0
         elif any(ring.kicks for ring in rings):
             self._silent_ticks += 1
-        self.refresh()
 
     def refresh(self) -> None:
         """Look at the link again, and tell when it went up or down."""
