@@ -197,6 +197,10 @@ class Controller:
         if if_match is not None and self._etag not in if_match:
             raise StaleError("the configuration has changed meanwhile: read it again and repeat the change")
 
+    async def close(self) -> None:
+        """Wait for the edits that are under way: what is behind the controller may be taken down afterwards."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     def _finished(self, task: asyncio.Task[Plan]) -> None:
         self._running.discard(task)
         if not task.cancelled():

@@ -60,6 +60,7 @@ async def serve(config: SwitchConfig, config_path: Path | None) -> None:
         ports = Ports(datapath)
         stack.push_async_callback(ports.close)
         controller = Controller(ports, config)
+        stack.push_async_callback(controller.close)
         await controller.start()
         ports.start()
         api = ApiServer(

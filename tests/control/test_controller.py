@@ -163,6 +163,21 @@ async def test_one_change_at_a_time_and_none_is_lost() -> None:
     assert dataplane.calls == ["prepare", "commit", "retire"] * 5
 
 
+async def test_closing_waits_for_an_edit_under_way() -> None:
+    dataplane = SlowDataplane()
+    controller = Controller(dataplane, config())
+    edit = asyncio.create_task(controller.apply(config(ports={})))
+    await dataplane.began.wait()
+    closing = asyncio.create_task(controller.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    dataplane.go.set()
+    async with asyncio.timeout(10):
+        await closing
+    assert dataplane.calls == ["prepare", "commit", "retire"]
+    await edit
+
+
 async def test_a_cancelled_caller_does_not_stop_a_change_halfway() -> None:
     dataplane = SlowDataplane()
     controller = Controller(dataplane, config())
