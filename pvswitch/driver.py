@@ -206,7 +206,7 @@ _Struct = TypeVar("_Struct")
 
 def _read(kind: type[_Struct], struct: Any) -> _Struct:
     """A dataclass from the C struct with the same field names."""
-    return kind(**{f.name: getattr(struct, f.name) for f in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{f.name: getattr(struct, f.name) for f in fields(kind)})  # type: ignore[arg-type]  # a type variable is no dataclass to mypy
 
 
 def _layout(layout: Layout | None) -> Any:
