@@ -19,7 +19,7 @@ static struct pvs_tables tables;
 static struct pvs_verdict verdict;
 static struct pvs_slab slab;
 static uint8_t copy[PVS_MAX_FRAME];
-static const _Atomic bool up = true, down = false;
+static const _Atomic uint32_t up = 1, down = 0;
 static const uint16_t members[N_PORTS] = { 0, 1, 2, 3 };
 
 static void
@@ -40,7 +40,7 @@ set_up(void)
     require(pvs_slab_init(&slab, 64, 64) == 0);
     require(pvs_fdb_create(64, 300, 1, &fdb) == 0);
     for (uint32_t i = 0; i < N_PORTS; i++) {
-        tables.port[i] = (struct pvs_port_view){ .ref = 1 << 16 | i, .enabled = true, .carrier = i == 3 ? &down : &up };
+        tables.port[i] = (struct pvs_port_view){ .ref = 1 << 16 | i, .enabled = true, .rx_up = i == 3 ? &down : &up };
         pvs_fdb_learn(fdb, 0x020000000000 + i, 0, 1 << 16 | i, 0, &old);
     }
     tables.port[2].mtu = 1500;

@@ -42,7 +42,7 @@ enum pvs_polling { PVS_POLL_ADAPTIVE = 0, PVS_POLL_BUSY = 1, PVS_POLL_INTERRUPT 
 struct pvs_switch_conf {
     uint32_t n_workers; /* 1 to PVS_MAX_WORKERS */
     uint32_t polling;   /* enum pvs_polling */
-    uint32_t poll_us;   /* how long an empty ring is polled before its kick is armed */
+    uint32_t poll_us;   /* how long an empty ring is polled at most before its kick is armed */
     int32_t cpus[16];   /* a processor for each worker, -1 = not pinned */
 };
 
@@ -91,8 +91,9 @@ struct pvs_ring_conf {
     uint64_t features;                      /* acked virtio features */
     uint32_t num;                           /* a power of two up to 32768 */
     bool enabled;
-    int kick_fd; /* -1: none, the ring is polled */
-    int call_fd; /* -1: none, the guest polls */
+    int kick_fd;    /* -1: none, the ring is polled */
+    int call_fd;    /* -1: none, the guest polls */
+    int32_t worker; /* who polls its pair; -1: whoever has the fewest. The first ring of a pair to start decides */
 };
 
 /* Rings are numbered as vhost-user does: 2*pair is the guest's receive ring, 2*pair+1 its transmit ring. */
@@ -108,6 +109,7 @@ struct pvs_ring_status {
     uint16_t avail_idx; /* what the guest has published, read now */
     uint64_t kicks;     /* kicks seen since the ring was started */
     uint64_t packets, bytes, notifications, notifications_suppressed;
+    uint32_t worker; /* who polls it, while it is started */
 };
 int pvs_ring_status(const pvs_port *port, uint32_t ring, struct pvs_ring_status *out);
 /* 0, or why the port is latched broken: see pvs_broken_reason(). It heals when its rings are started afresh. */
@@ -120,7 +122,8 @@ struct pvs_port_conf {
     pvs_port *port;
     uint16_t bridge; /* index into the bridges of the same tables */
     bool enabled;
-    uint32_t mtu; /* L3 bytes; 0 = not enforced */
+    uint32_t mtu;             /* L3 bytes; 0 = not enforced */
+    uint32_t backpressure_ms; /* how long known unicast waits for a full receiver; 0 = it is dropped */
 };
 struct pvs_bridge_conf {
     pvs_fdb *fdb;

@@ -34,8 +34,6 @@ struct pvs_command {
         } publish;
         struct {
             struct pvs_ring *ring;
-            int call_fd;
-            bool enabled;
         } ring;
         struct {
             uint32_t port_ref, direction, len;

@@ -10,16 +10,6 @@
 #include "virtqueue_split.h"
 #include "worker.h"
 
-void
-pvs_carrier_update(struct pvs_port *port)
-{
-    const struct pvs_ring *rx = &port->ring[0];
-    bool up = atomic_load_explicit(&rx->running, memory_order_relaxed) &&
-              atomic_load_explicit(&rx->enabled, memory_order_relaxed) &&
-              atomic_load_explicit(&port->broken, memory_order_relaxed) == PVS_BROKEN_NONE;
-    atomic_store_explicit(&port->carrier, up, memory_order_relaxed);
-}
-
 static int64_t
 ring_start(struct pvs_worker *w, struct pvs_ring *ring)
 {
@@ -29,43 +19,41 @@ ring_start(struct pvs_worker *w, struct pvs_ring *ring)
             return -errno;
     }
     pvs_split_kick_suppress(&ring->vq);
-    ring->touched = ring->notify = false;
     ring->call_owed = true;
+    ring->poll_ns = w->poll_ns;
+    ring->rested_ns = 0;
     atomic_store_explicit(&ring->running, true, memory_order_relaxed);
     pvs_ring_want_notify(w, ring);
     if (pvs_ring_is_guest_tx(ring))
         pvs_ring_activate(w, ring); /* look once without a kick: none follows a migration or a reconnect */
-    pvs_carrier_update(ring->port);
     return 0;
 }
 
-static int64_t
+static void
 ring_stop(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    pvs_worker_flush(w); /* what an earlier command of this round gave must be shown while the ring is still ours */
     if (ring->active)
         pvs_ring_deactivate(w, ring);
     if (ring->kick_fd >= 0)
         epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, ring->kick_fd, NULL);
     atomic_store_explicit(&ring->running, false, memory_order_relaxed);
-    pvs_carrier_update(ring->port);
-    return ring->vq.next_avail;
 }
 
 static void
-ring_call(struct pvs_worker *w, struct pvs_ring *ring, int call_fd)
+ring_call(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    ring->call_fd = call_fd;
+    if (!atomic_load_explicit(&ring->running, memory_order_relaxed))
+        return;
+    pvs_worker_hold(w, ring, true);
     ring->call_owed = true;
-    if (atomic_load_explicit(&ring->running, memory_order_relaxed))
-        pvs_ring_want_notify(w, ring);
+    pvs_ring_want_notify(w, ring);
+    pvs_worker_release(w);
 }
 
+/* A transmit ring is looked at: as long as it was disabled its frames were discarded, and it may have been at rest. */
 static void
-ring_enable(struct pvs_worker *w, struct pvs_ring *ring, bool enabled)
+ring_enable(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    atomic_store_explicit(&ring->enabled, enabled, memory_order_relaxed);
-    pvs_carrier_update(ring->port);
     if (pvs_ring_is_guest_tx(ring) && atomic_load_explicit(&ring->running, memory_order_relaxed) && !ring->active)
         pvs_ring_activate(w, ring);
 }
@@ -87,9 +75,9 @@ inject(struct pvs_worker *w, struct pvs_command *command)
     if (!view->enabled)
         return -ENETDOWN;
     if (command->inject.direction == PVS_INGRESS)
-        pvs_forward(w, frame);
+        pvs_forward(w, frame, NULL);
     else
-        pvs_deliver(w, view, frame);
+        pvs_deliver(w, view, frame, NULL);
     return 0;
 }
 
@@ -107,16 +95,17 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
             command->result = ring_start(w, ring);
         break;
     case PVS_OP_RING_STOP:
+        pvs_worker_flush(w); /* what an earlier command of this round gave must be shown while the ring is mapped */
         if (ring->worker == w->index)
-            command->result = ring_stop(w, ring);
+            ring_stop(w, ring);
         break;
     case PVS_OP_RING_ENABLE:
         if (ring->worker == w->index)
-            ring_enable(w, ring, command->ring.enabled);
+            ring_enable(w, ring);
         break;
     case PVS_OP_RING_CALL:
         if (ring->worker == w->index)
-            ring_call(w, ring, command->ring.call_fd);
+            ring_call(w, ring);
         break;
     case PVS_OP_INJECT:
         if (w->index == 0)
@@ -125,6 +114,8 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
     }
     /* acq_rel: what each worker did before counting itself off is visible to whoever is last, and so to control */
     if (atomic_fetch_sub_explicit(&command->remaining, 1, memory_order_acq_rel) == 1) {
+        if (command->op == PVS_OP_RING_STOP)
+            command->result = ring->vq.next_avail; /* nobody is inside any more */
         pvs_mail_put(&w->done, command);
         w->wake_control = true;
     }

@@ -15,7 +15,7 @@ drop_frame(struct pvs_verdict *v, enum pvs_drop reason)
 static enum pvs_drop
 egress_check(const struct pvs_frame *frame, const struct pvs_port_view *out)
 {
-    if (!out->enabled || !atomic_load_explicit(out->carrier, memory_order_relaxed))
+    if (!out->enabled || atomic_load_explicit(out->rx_up, memory_order_relaxed) == 0)
         return PVS_DROP_link_down;
     if (!pvs_fits_mtu(frame, out->mtu))
         return PVS_DROP_mtu_exceeded;
@@ -72,6 +72,7 @@ forward(const struct pvs_frame *frame, const struct pvs_tables *tables, const st
         v->egress[0] = (struct pvs_egress){ .port = (uint16_t)pvs_ref_index(hit.port_ref),
                                             .drop = (uint8_t)egress_check(frame, out) };
         v->n_egress = 1;
+        v->known = true;
     }
 }
 
@@ -83,7 +84,7 @@ pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint3
     uint64_t dst = frame->parsed.dst;
 
     v->drop = PVS_DROP_none;
-    v->learn = v->fresh_needed = v->punt = false;
+    v->learn = v->fresh_needed = v->punt = v->known = false;
     v->vid = 0;
     v->bridge = in->bridge;
     v->n_egress = 0;

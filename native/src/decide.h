@@ -22,7 +22,8 @@ struct pvs_port_view {
     uint32_t mtu; /* 0 = not enforced */
     uint16_t bridge;
     bool enabled;
-    const _Atomic bool *carrier; /* its guest can receive */
+    uint64_t backpressure_ns;      /* how long known unicast waits for a full receiver; 0 = it is dropped */
+    const _Atomic uint32_t *rx_up; /* not 0: its guest can receive */
     struct pvs_port *port;
 };
 
@@ -50,6 +51,7 @@ struct pvs_verdict {
     bool learn;        /* the source wants to be learned, moved or refreshed */
     bool fresh_needed; /* learning it costs the port's budget: it is new or moved */
     bool punt;
+    bool known;   /* unicast to one port that the FDB knows: it may wait for a full receiver */
     uint16_t vid; /* the FDB's VID: 0 */
     uint16_t bridge;
     uint32_t n_egress;
@@ -60,11 +62,13 @@ struct pvs_verdict {
 void pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint32_t now_s,
                 struct pvs_verdict *verdict);
 
-/* Does the frame's L3 part fit `mtu`? (L3 size: without Ethernet header and tags.) */
+/* Does the frame's L3 part fit `mtu`? (L3 size: without Ethernet header and tags; a GSO frame counts by its segments.) */
 static inline bool
 pvs_fits_mtu(const struct pvs_frame *frame, uint32_t mtu)
 {
-    return mtu == 0 || frame->len - frame->parsed.l3_offset <= mtu;
+    const struct pvs_request *r = &frame->request;
+    uint32_t len = r->gso_type != VIRTIO_NET_HDR_GSO_NONE ? (uint32_t)r->hdr_len + r->gso_size : frame->len;
+    return mtu == 0 || len - frame->parsed.l3_offset <= mtu;
 }
 
 #endif

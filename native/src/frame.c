@@ -2,6 +2,25 @@
 /* frame.c - see frame.h. */
 #include "frame.h"
 
+bool
+pvs_frame_pull(struct pvs_frame *frame, uint32_t len)
+{
+    if (len > frame->len || len > PVS_HEAD_MAX)
+        return false;
+    if (len <= frame->head_len)
+        return true;
+    struct pvs_cursor c = { .seg = frame->seg, .n = frame->n_seg };
+    pvs_cursor_read(&c, frame->head + frame->head_len, len - frame->head_len);
+    frame->head_len = (uint16_t)len;
+    frame->seg += frame->n_seg - c.n;
+    frame->n_seg = c.n;
+    if (c.n != 0) {
+        frame->seg->base += c.offset;
+        frame->seg->len -= c.offset;
+    }
+    return true;
+}
+
 void
 pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c)
 {
@@ -21,5 +40,7 @@ pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_
     frame->len = len;
     frame->head_len = head_len;
     frame->malformed = false;
+    frame->pair = 0;
+    frame->request = (struct pvs_request){ 0 };
     memcpy(frame->head, bytes, head_len);
 }

@@ -3,21 +3,23 @@
  * frame.h - a frame on its way through the switch.
  *
  * How it works: the head (the first PVS_HEAD bytes, or the whole frame if it is shorter) is a private copy: decisions
- * are made on it and it is what leaves, so a guest can't change a header after it was checked. The tail stays where the
+ * are made on it and it is what leaves, so a guest can't change a header after it was checked. Where headers need more,
+ * pvs_frame_pull extends it, before anything is decided. The tail stays where the
  * sender put it, as segments. A frame is BORROWED (its tail lies in a ring and is valid until the burst ends) or OWNED
  * (its tail lies in a slab block, see hold.h); who delivers it need not know which.
- * After pvs_parse the head is immutable.
+ * After pvs_parse and pvs_offload_check the head is immutable.
  */
 #ifndef PVS_FRAME_H
 #define PVS_FRAME_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "guest_memory.h"
 #include "virtio_abi.h"
 
-enum { PVS_HEAD = 128, PVS_ETH_HLEN = 14, PVS_VLAN_HLEN = 4 };
+enum { PVS_HEAD = 128, PVS_HEAD_MAX = 512, PVS_ETH_HLEN = 14, PVS_VLAN_HLEN = 4 };
 
 /* What parse found in the head. */
 struct pvs_parsed {
@@ -26,8 +28,18 @@ struct pvs_parsed {
     uint16_t l3_offset; /* where the L3 header begins */
 };
 
+/* What the sender asks to have finished (virtio 1.2, 5.1.6.2). Checked by pvs_offload_check; all zero: nothing. */
+struct pvs_request {
+    bool checksum; /* from csum_start to the end, into csum_start + csum_offset, which holds the pseudo header's sum */
+    uint8_t gso_type;    /* VIRTIO_NET_HDR_GSO_*, with the bit for ECN; NONE: not to be cut */
+    uint16_t gso_size;   /* payload bytes of one segment */
+    uint16_t csum_start; /* for GSO: where the L4 header begins */
+    uint16_t csum_offset;
+    uint16_t hdr_len; /* for GSO: all headers, Ethernet to L4, as parsed; all within the head */
+};
+
 struct pvs_frame {
-    const struct pvs_seg *seg; /* the tail */
+    struct pvs_seg *seg; /* the tail */
     uint32_t n_seg;
     uint32_t len;    /* head and tail */
     uint32_t in_ref; /* the port it came from */
@@ -35,8 +47,10 @@ struct pvs_frame {
     uint16_t chain; /* the guest's name for its buffer */
     bool malformed;
     bool injected; /* came from the control plane: not counted as received */
+    uint8_t pair;  /* the queue pair it came by */
     struct pvs_parsed parsed;
-    _Alignas(64) uint8_t head[PVS_HEAD];
+    struct pvs_request request;
+    _Alignas(64) uint8_t head[PVS_HEAD_MAX];
 };
 
 static inline uint32_t
@@ -86,6 +100,12 @@ pvs_cursor_write(struct pvs_cursor *c, const uint8_t *from, uint32_t len)
         }
     }
 }
+
+/*
+ * Make the head at least `len` bytes long, at most PVS_HEAD_MAX; false when the frame is shorter. Before anything is
+ * decided: what pvs_parse has found stays true, but the tail begins elsewhere.
+ */
+bool pvs_frame_pull(struct pvs_frame *frame, uint32_t len);
 
 /* Write head and tail to `c`, which has room for frame->len bytes. */
 void pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c);

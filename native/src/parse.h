@@ -9,7 +9,7 @@
 
 #include "frame.h"
 
-enum { ETHERTYPE_8021Q = 0x8100, ETHERTYPE_8021AD = 0x88a8 };
+enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_8021Q = 0x8100, ETHERTYPE_IPV6 = 0x86dd, ETHERTYPE_8021AD = 0x88a8 };
 
 /* Fill frame->parsed. False (and `malformed` set) when there isn't even an Ethernet header. */
 bool pvs_parse(struct pvs_frame *frame);

@@ -2,18 +2,44 @@
 /* port_vhost.c - see port_vhost.h for how it works and who may call it. */
 #include "port_vhost.h"
 
+#include <sched.h>
+
 #include "virtqueue_split.h"
 
-/* virtio 1.2, 5.1.6: what a transmit header may ask for. Nothing is offered, so nothing may be asked. */
-enum { VIRTIO_NET_HDR_F_NEEDS_CSUM = 1, VIRTIO_NET_HDR_GSO_NONE = 0 };
+/* How often a taken lock is looked at before the holder is given the processor: it may have been preempted. */
+enum { LOCK_SPINS = 256 };
 
-/* Turn a chain's segments into a frame: header and head are copied out, the tail stays in place. */
-static void
-gather(const struct pvs_vq *vq, const struct pvs_chain *chain, struct pvs_seg *seg, struct pvs_frame *frame)
+static inline void
+pause_briefly(void)
 {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+void
+pvs_ring_lock(struct pvs_ring *ring)
+{
+    for (uint32_t spins = 0; !pvs_ring_try(ring); spins++) {
+        if (spins < LOCK_SPINS)
+            pause_briefly();
+        else
+            sched_yield();
+    }
+}
+
+/* Turn a chain's segments into a parsed frame: header and head are copied out, the tail stays in place. */
+static void
+gather(const struct pvs_ring *ring, const struct pvs_chain *chain, struct pvs_seg *seg, struct pvs_frame *frame)
+{
+    const struct pvs_vq *vq = &ring->vq;
     struct virtio_net_hdr header;
 
     frame->chain = chain->head;
+    frame->in_ref = ring->port->ref;
+    frame->pair = (uint8_t)(ring->index / 2);
     frame->injected = false;
     frame->len = 0;
     frame->n_seg = 0;
@@ -27,7 +53,6 @@ gather(const struct pvs_vq *vq, const struct pvs_chain *chain, struct pvs_seg *s
     struct pvs_cursor c = { .seg = seg, .n = chain->n };
     pvs_cursor_read(&c, (uint8_t *)&header, vq->header_len);
     pvs_cursor_read(&c, frame->head, frame->head_len);
-    frame->malformed = (header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0 || header.gso_type != VIRTIO_NET_HDR_GSO_NONE;
     if (c.n != 0) {
         struct pvs_seg *tail = seg + (chain->n - c.n);
         tail->base += c.offset;
@@ -35,6 +60,7 @@ gather(const struct pvs_vq *vq, const struct pvs_chain *chain, struct pvs_seg *s
         frame->seg = tail;
         frame->n_seg = c.n;
     }
+    frame->malformed = !pvs_parse(frame) || !pvs_offload_check(frame, &header, ring->offloads);
 }
 
 uint32_t
@@ -71,10 +97,8 @@ pvs_guest_tx_fetch(struct pvs_ring *ring, struct pvs_burst *burst, enum pvs_brok
         if (chain[i].n != 0)
             __builtin_prefetch(start[i]->base);
     }
-    for (uint32_t i = 0; i < n; i++) {
-        gather(vq, &chain[i], start[i], &burst->frame[i]);
-        burst->frame[i].in_ref = ring->port->ref;
-    }
+    for (uint32_t i = 0; i < n; i++)
+        gather(ring, &chain[i], start[i], &burst->frame[i]);
     return n;
 }
 
@@ -128,21 +152,19 @@ reserve(struct pvs_vq *vq, uint32_t need, struct pvs_seg *seg, struct reservatio
 }
 
 enum pvs_drop
-pvs_guest_rx_deliver(struct pvs_ring *ring, const struct pvs_frame *frame, struct pvs_seg *scratch,
-                     enum pvs_broken *broken)
+pvs_guest_rx_deliver(struct pvs_ring *ring, struct pvs_pieces *pieces, struct pvs_seg *scratch, enum pvs_broken *broken)
 {
     struct pvs_vq *vq = &ring->vq;
-    uint32_t need = vq->header_len + frame->len;
+    uint32_t need = vq->header_len + pieces->len;
     struct reservation r;
 
     enum pvs_drop drop = reserve(vq, need, scratch, &r, broken);
     if (drop != PVS_DROP_none)
         return drop;
 
-    struct virtio_net_hdr header = { .num_buffers = (uint16_t)r.n_chain };
     struct pvs_cursor c = { .seg = scratch, .n = r.n_seg };
-    pvs_cursor_write(&c, (const uint8_t *)&header, vq->header_len);
-    pvs_frame_write(frame, &c);
+    pieces->header.num_buffers = (uint16_t)r.n_chain;
+    pvs_piece_write(pieces, &c, vq->header_len);
 
     pvs_split_take(vq, r.n_chain);
     for (uint32_t i = 0, left = need; i < r.n_chain; i++) {
@@ -151,6 +173,6 @@ pvs_guest_rx_deliver(struct pvs_ring *ring, const struct pvs_frame *frame, struc
         left -= part;
     }
     pvs_count(&ring->packets, 1);
-    pvs_count(&ring->bytes, frame->len);
+    pvs_count(&ring->bytes, pieces->len);
     return PVS_DROP_none;
 }

@@ -5,32 +5,59 @@
  * How it works: `guest_tx` rings are fetched from in bursts: chains are looked at ahead of taking them, so a burst may
  * end early and leave the rest as it was. `guest_rx` rings are delivered into: room is reserved first (across mergeable
  * buffers), then header, head and tail are written straight into the guest's buffers: the one copy of the payload.
- * Nothing is shown to a guest before pvs_ring_publish.
+ * Nothing is shown to a guest before pvs_split_publish.
  *
- * Who may call: the worker that owns the ring. A port's fields are set by control while its rings are stopped.
+ * Who may call: a guest_tx ring belongs to one worker. A guest_rx ring is everybody's: whoever holds its lock may
+ * deliver; nobody holds two. Which receive rings there are to deliver to stands in `rx_up`: control sets a bit once every
+ * worker knows that the ring was started, and clears it before it asks for a stop, so when the stop has been carried out
+ * by all workers none of them can be inside. Other fields are set by control while the port's rings are stopped.
  */
 #ifndef PVS_PORT_VHOST_H
 #define PVS_PORT_VHOST_H
 
 #include "counters.h"
-#include "frame.h"
+#include "offload.h"
+#include "steer.h"
 #include "virtqueue.h"
 
 struct pvs_ring {
     struct pvs_vq vq;
     struct pvs_port *port;
-    uint16_t index;     /* in the port: even = guest_rx, odd = guest_tx */
-    bool touched;       /* has used elements that the guest wasn't shown yet */
-    bool notify;        /* published; whether to call is looked at when the loop ends */
-    bool active;        /* in its worker's polled set */
-    bool started;       /* control's view: from pvs_ring_start until its stop is reaped */
-    bool stopping;      /* its stop is under way */
-    bool call_owed;     /* a new call fd wants one call, whatever the event index says */
-    uint32_t active_at; /* where in that set */
-    uint32_t worker;    /* who owns it */
-    int kick_fd, call_fd;
-    uint64_t idle_since_ns; /* when it last had work, or was started */
+    uint16_t index;   /* in the port: even = guest_rx, odd = guest_tx */
+    uint8_t offloads; /* PVS_OFFLOAD_*: what its guest may ask for (guest_tx), or takes as it is (guest_rx) */
+    uint32_t worker;  /* guest_tx: whose it is; guest_rx: who watches its kick */
+    int kick_fd;
+    _Atomic int call_fd;
     _Atomic bool running, enabled;
+
+    /* a guest_rx ring: under `lock`; a guest_tx ring: its worker's */
+    _Atomic bool lock;
+    uint16_t touched; /* workers that have put used elements in which the guest wasn't shown yet, a bit for each */
+    uint16_t notify;  /* workers that have published, and look at the end of their loop whether to call */
+    bool call_owed;   /* a new call fd wants one call, whatever the event index says */
+    bool room_armed;  /* a kick was asked for when the guest posts buffers beyond room_at */
+    uint16_t room_at;
+    uint64_t full_since_ns;   /* a frame found no room, and none was taken since; 0: it has room */
+    _Atomic uint16_t waiters; /* workers in which a frame waits for room here */
+
+    /* guest_tx, its worker's */
+    bool active;  /* in the polled set */
+    bool waiting; /* its first frame waits for a receiver: for room, or for the ring's lock */
+    struct {
+        uint32_t ref;       /* the receiver's port */
+        uint32_t n;         /* pieces that the frame makes for it */
+        uint32_t done;      /* of these, already delivered */
+    } progress;             /* of its first frame, while that waits half delivered; all zero: nothing is */
+    uint32_t active_at;     /* where in the polled set */
+    uint64_t idle_since_ns; /* when it last had work, or was started */
+    uint64_t poll_ns;       /* how long it stays in the polled set without work */
+    uint64_t rested_ns;     /* while it is at rest: its idle_since_ns then */
+
+    /* control's view */
+    bool started;  /* from pvs_ring_start until its stop is reaped */
+    bool ready;    /* its start is reaped */
+    bool stopping; /* its stop is under way */
+
     _Atomic uint64_t kicks, packets, bytes, notifications, notifications_suppressed;
 };
 
@@ -41,9 +68,10 @@ struct pvs_port {
     uint32_t in_flight; /* commands under way that name it; control only */
     struct pvs_memory *memory;
     _Atomic bool memory_lost; /* set by the SIGBUS handler */
-    _Atomic bool carrier;     /* a receive ring runs and is enabled */
+    _Atomic uint32_t rx_up;   /* pairs whose receive ring may be delivered to, a bit for each */
     _Atomic uint32_t broken;  /* enum pvs_broken; latched until the rings are started afresh */
     struct pvs_counters *counters[PVS_MAX_WORKERS];
+    struct pvs_steering steering;
     struct pvs_ring ring[];
 };
 
@@ -67,8 +95,25 @@ uint32_t pvs_guest_tx_fetch(struct pvs_ring *ring, struct pvs_burst *burst, enum
 /* Take the first n of them off the ring and give their chains back. */
 void pvs_guest_tx_finish(struct pvs_ring *ring, const struct pvs_burst *burst, uint32_t n);
 
-/* Write one frame into the guest's buffers. `scratch` has PVS_MAX_SEGS places. none, or why the copy was dropped. */
-enum pvs_drop pvs_guest_rx_deliver(struct pvs_ring *ring, const struct pvs_frame *frame, struct pvs_seg *scratch,
+/* Write the piece at hand into the guest's buffers. `scratch` has PVS_MAX_SEGS places. none, or why it wasn't. */
+enum pvs_drop pvs_guest_rx_deliver(struct pvs_ring *ring, struct pvs_pieces *pieces, struct pvs_seg *scratch,
                                    enum pvs_broken *broken);
+
+static inline bool
+pvs_ring_try(struct pvs_ring *ring)
+{
+    /* acquire: what the last holder did to the ring is visible; the look before spares the line when it is taken */
+    return !atomic_load_explicit(&ring->lock, memory_order_relaxed) &&
+           !atomic_exchange_explicit(&ring->lock, true, memory_order_acquire);
+}
+
+/* Waits; whoever has the lock holds it for a burst at most and waits for nothing meanwhile. */
+void pvs_ring_lock(struct pvs_ring *ring);
+
+static inline void
+pvs_ring_unlock(struct pvs_ring *ring)
+{
+    atomic_store_explicit(&ring->lock, false, memory_order_release);
+}
 
 #endif

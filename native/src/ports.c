@@ -116,43 +116,114 @@ make_nonblocking(int fd)
     return 0;
 }
 
+/*
+ * Say to which receive rings frames may go. A ring is there once its start is reaped, so every worker knows it, and no
+ * longer from the moment a stop is asked for: a worker that looked before is done with it when it has carried that out.
+ */
+static void
+rx_up_update(struct pvs_port *port)
+{
+    uint32_t up = 0;
+    for (uint32_t i = 0; i < port->n_rings; i += 2) {
+        const struct pvs_ring *ring = &port->ring[i];
+        if (ring->ready && !ring->stopping && atomic_load_explicit(&ring->enabled, memory_order_relaxed))
+            up |= 1U << (i / 2);
+    }
+    /* a worker that latches the port at this moment is not overlooked for long: it looks at `broken` before delivering */
+    if (atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
+        up = 0;
+    /* release: the rings are complete when their bits can be seen */
+    atomic_store_explicit(&port->rx_up, up, memory_order_release);
+}
+
+void
+pvs_ring_command_finish(struct pvs_ring *ring, enum pvs_op op, int64_t result)
+{
+    struct pvs_port *port = ring->port;
+
+    port->in_flight--;
+    ring->ready |= op == PVS_OP_RING_START && result >= 0;
+    if (op == PVS_OP_RING_STOP || (op == PVS_OP_RING_START && result < 0)) {
+        ring->started = ring->ready = ring->stopping = false;
+        port->sw->rings_on[ring->worker]--;
+    }
+    rx_up_update(port);
+}
+
 static int64_t
-ring_command(struct pvs_port *port, enum pvs_op op, uint32_t ring, bool enabled, int call_fd)
+ring_command(struct pvs_port *port, enum pvs_op op, uint32_t ring)
 {
     int rc;
     struct pvs_command *command = pvs_command_new(port->sw, op, 0, &rc);
     if (command == NULL)
         return rc;
     command->ring.ring = &port->ring[ring];
-    command->ring.enabled = enabled;
-    command->ring.call_fd = call_fd;
     port->in_flight++;
     return pvs_command_submit(port->sw, command);
 }
 
-int64_t
-pvs_ring_start(struct pvs_port *port, uint32_t index, const struct pvs_ring_conf *conf)
+/* Who polls the pair of a ring that is about to start: whoever has its other ring, who was named, or has the fewest. */
+static uint32_t
+choose_worker(const struct pvs_port *port, uint32_t index, int32_t wanted)
 {
-    if (index >= port->n_rings)
-        return -EINVAL;
-    struct pvs_ring *ring = &port->ring[index];
-    if (ring->started || ring->stopping)
-        return -EBUSY;
-    if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
-        return -EFAULT;
+    const struct pvs_switch *sw = port->sw;
+    const struct pvs_ring *other = &port->ring[index ^ 1];
+    uint32_t best = 0;
+
+    if (other->started)
+        return other->worker;
+    if (wanted >= 0)
+        return (uint32_t)wanted;
+    for (uint32_t i = 1; i < sw->conf.n_workers; i++)
+        if (sw->rings_on[i] < sw->rings_on[best])
+            best = i;
+    return best;
+}
+
+/* Everything that a worker will look at; none of them does before the start command. */
+static int
+ring_prepare(struct pvs_port *port, struct pvs_ring *ring, const struct pvs_ring_conf *conf)
+{
     int rc = pvs_split_attach(&ring->vq, port->memory, conf);
     if (rc == 0 && conf->call_fd >= 0)
         rc = make_nonblocking(conf->call_fd);
     if (rc != 0)
         return rc;
-    if (!any_started(port))
-        atomic_store_explicit(&port->broken, PVS_BROKEN_NONE, memory_order_relaxed);
+    ring->offloads =
+        pvs_ring_is_guest_tx(ring) ? pvs_offloads_sent(conf->features) : pvs_offloads_taken(conf->features);
+    ring->worker = choose_worker(port, ring->index, conf->worker);
     ring->kick_fd = conf->kick_fd;
-    ring->call_fd = conf->call_fd;
+    ring->touched = ring->notify = 0;
+    ring->room_armed = false;
+    ring->full_since_ns = 0;
+    memset(&ring->progress, 0, sizeof ring->progress);
+    atomic_store_explicit(&ring->waiters, 0, memory_order_relaxed);
+    atomic_store_explicit(&ring->call_fd, conf->call_fd, memory_order_relaxed);
     atomic_store_explicit(&ring->kicks, 0, memory_order_relaxed);
     atomic_store_explicit(&ring->enabled, conf->enabled, memory_order_relaxed);
-    int64_t seq = ring_command(port, PVS_OP_RING_START, index, false, -1);
-    ring->started = seq >= 0;
+    return 0;
+}
+
+int64_t
+pvs_ring_start(struct pvs_port *port, uint32_t index, const struct pvs_ring_conf *conf)
+{
+    if (index >= port->n_rings || conf->worker < -1 || conf->worker >= (int32_t)port->sw->conf.n_workers)
+        return -EINVAL;
+    struct pvs_ring *ring = &port->ring[index];
+    if (ring->started)
+        return -EBUSY;
+    if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
+        return -EFAULT;
+    int rc = ring_prepare(port, ring, conf);
+    if (rc != 0)
+        return rc;
+    if (!any_started(port))
+        atomic_store_explicit(&port->broken, PVS_BROKEN_NONE, memory_order_relaxed);
+    int64_t seq = ring_command(port, PVS_OP_RING_START, index);
+    if (seq >= 0) {
+        ring->started = true;
+        port->sw->rings_on[ring->worker]++;
+    }
     return seq;
 }
 
@@ -161,24 +232,46 @@ pvs_ring_stop(struct pvs_port *port, uint32_t index)
 {
     if (index >= port->n_rings || !port->ring[index].started)
         return -EINVAL;
-    if (port->ring[index].stopping)
+    struct pvs_ring *ring = &port->ring[index];
+    if (ring->stopping)
         return -EALREADY;
-    int64_t seq = ring_command(port, PVS_OP_RING_STOP, index, false, -1);
-    port->ring[index].stopping = seq >= 0;
+    ring->stopping = true;
+    rx_up_update(port);
+    int64_t seq = ring_command(port, PVS_OP_RING_STOP, index);
+    if (seq < 0) {
+        ring->stopping = false;
+        rx_up_update(port);
+    }
     return seq;
 }
 
 int64_t
 pvs_ring_enable(struct pvs_port *port, uint32_t index, bool enabled)
 {
-    return index < port->n_rings ? ring_command(port, PVS_OP_RING_ENABLE, index, enabled, -1) : -EINVAL;
+    if (index >= port->n_rings)
+        return -EINVAL;
+    bool before = atomic_exchange_explicit(&port->ring[index].enabled, enabled, memory_order_relaxed);
+    rx_up_update(port);
+    int64_t seq = ring_command(port, PVS_OP_RING_ENABLE, index);
+    if (seq < 0) {
+        atomic_store_explicit(&port->ring[index].enabled, before, memory_order_relaxed);
+        rx_up_update(port);
+    }
+    return seq;
 }
 
 int64_t
 pvs_ring_set_call(struct pvs_port *port, uint32_t index, int call_fd)
 {
     int rc = index >= port->n_rings ? -EINVAL : call_fd >= 0 ? make_nonblocking(call_fd) : 0;
-    return rc != 0 ? rc : ring_command(port, PVS_OP_RING_CALL, index, false, call_fd);
+    if (rc != 0)
+        return rc;
+    /* release: see call_guests; what was there before is only put back */
+    int old = atomic_exchange_explicit(&port->ring[index].call_fd, call_fd, memory_order_acq_rel);
+    int64_t seq = ring_command(port, PVS_OP_RING_CALL, index);
+    if (seq < 0)
+        atomic_store_explicit(&port->ring[index].call_fd, old, memory_order_relaxed);
+    return seq;
 }
 
 int
@@ -195,6 +288,7 @@ pvs_ring_status(const struct pvs_port *port, uint32_t index, struct pvs_ring_sta
         .bytes = atomic_load_explicit(&ring->bytes, memory_order_relaxed),
         .notifications = atomic_load_explicit(&ring->notifications, memory_order_relaxed),
         .notifications_suppressed = atomic_load_explicit(&ring->notifications_suppressed, memory_order_relaxed),
+        .worker = ring->worker,
     };
     /* the ring is mapped for as long as it is started, and control is who unmaps */
     if (ring->started) {

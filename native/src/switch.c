@@ -67,7 +67,7 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
         w->bell_fd = w->epoll_fd = -1;
         w->tables = sw->tables;
         sw->worker[i] = w;
-        rc = pvs_worker_init(w, sw, i, conf, sw->wake_fd, &sw->wake_pending);
+        rc = pvs_worker_init(w, sw->worker, i, conf, sw->wake_fd, &sw->wake_pending);
     }
     if (rc != 0) {
         pvs_switch_destroy(sw);
@@ -81,25 +81,16 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
 static void
 command_finish(struct pvs_switch *sw, struct pvs_command *command)
 {
-    struct pvs_ring *ring = command->ring.ring;
-
     switch (command->op) {
     case PVS_OP_PUBLISH:
         sw->publishing--;
         free(command->publish.old);
         break;
-    case PVS_OP_RING_STOP:
-        ring->started = ring->stopping = false;
-        ring->port->in_flight--;
-        break;
     case PVS_OP_RING_START:
-        if (command->result < 0)
-            ring->started = false;
-        ring->port->in_flight--;
-        break;
+    case PVS_OP_RING_STOP:
     case PVS_OP_RING_ENABLE:
     case PVS_OP_RING_CALL:
-        ring->port->in_flight--;
+        pvs_ring_command_finish(command->ring.ring, command->op, command->result);
         break;
     case PVS_OP_INJECT:
         break;
@@ -327,9 +318,10 @@ tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_
             return -EINVAL;
         *view = (struct pvs_port_view){ .ref = port->ref,
                                         .mtu = ports[p].mtu,
+                                        .backpressure_ns = ports[p].backpressure_ms * 1000000ULL,
                                         .bridge = ports[p].bridge,
                                         .enabled = ports[p].enabled,
-                                        .carrier = &port->carrier,
+                                        .rx_up = &port->rx_up,
                                         .port = port };
     }
     uint16_t *place = t->members;

@@ -14,13 +14,24 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "virtio rings are read without byte swapping");
 
 enum {
+    VIRTIO_NET_F_CSUM = 0,
+    VIRTIO_NET_F_GUEST_CSUM = 1,
     VIRTIO_NET_F_MTU = 3,
+    VIRTIO_NET_F_GUEST_TSO4 = 7,
+    VIRTIO_NET_F_GUEST_TSO6 = 8,
+    VIRTIO_NET_F_GUEST_ECN = 9,
+    VIRTIO_NET_F_HOST_TSO4 = 11,
+    VIRTIO_NET_F_HOST_TSO6 = 12,
+    VIRTIO_NET_F_HOST_ECN = 13,
     VIRTIO_NET_F_MRG_RXBUF = 15,
     VIRTIO_NET_F_GUEST_ANNOUNCE = 21,
     VIRTIO_F_ANY_LAYOUT = 27,
     VIRTIO_F_INDIRECT_DESC = 28,
     VIRTIO_F_EVENT_IDX = 29,
     VIRTIO_F_VERSION_1 = 32,
+    VIRTIO_NET_F_GUEST_USO4 = 54,
+    VIRTIO_NET_F_GUEST_USO6 = 55,
+    VIRTIO_NET_F_HOST_USO = 56,
 };
 
 enum { VRING_DESC_F_NEXT = 1, VRING_DESC_F_WRITE = 2, VRING_DESC_F_INDIRECT = 4 };
@@ -65,6 +76,17 @@ struct virtio_net_hdr {
     uint16_t num_buffers;
 };
 _Static_assert(sizeof(struct virtio_net_hdr) == 12, "virtio 1.2, 5.1.6");
+
+/* virtio 1.2, 5.1.6: flags and gso_type. */
+enum { VIRTIO_NET_HDR_F_NEEDS_CSUM = 1 };
+enum {
+    VIRTIO_NET_HDR_GSO_NONE = 0,
+    VIRTIO_NET_HDR_GSO_TCPV4 = 1,
+    VIRTIO_NET_HDR_GSO_UDP = 3, /* UFO: never offered */
+    VIRTIO_NET_HDR_GSO_TCPV6 = 4,
+    VIRTIO_NET_HDR_GSO_UDP_L4 = 5, /* USO */
+    VIRTIO_NET_HDR_GSO_ECN = 0x80, /* a bit beside TCPV4 or TCPV6 */
+};
 
 enum { VIRTIO_NET_HDR_LEGACY = 10, VIRTIO_NET_HDR_NUM_BUFFERS = 10 };
 

@@ -181,13 +181,13 @@ pvs_split_kick_suppress(struct pvs_vq *vq)
 }
 
 bool
-pvs_split_kick_arm(struct pvs_vq *vq)
+pvs_split_kick_arm(struct pvs_vq *vq, uint16_t at)
 {
     if (vq->event_idx)
-        atomic_store_explicit(vq->avail_event, vq->next_avail, memory_order_relaxed);
+        atomic_store_explicit(vq->avail_event, at, memory_order_relaxed);
     else
         atomic_store_explicit(&vq->used->flags, 0, memory_order_relaxed);
     /* full fence: our wish for a kick is visible before we look at avail->idx for the last time */
     atomic_thread_fence(memory_order_seq_cst);
-    return atomic_load_explicit(&vq->avail->idx, memory_order_acquire) != vq->next_avail;
+    return atomic_load_explicit(&vq->avail->idx, memory_order_acquire) != at;
 }

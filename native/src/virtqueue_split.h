@@ -60,7 +60,10 @@ bool pvs_split_wants_call(struct pvs_vq *vq);
 
 /* Ask for no kicks. */
 void pvs_split_kick_suppress(struct pvs_vq *vq);
-/* Ask for a kick at the next chain; fences, and returns true if one has come in the meantime (none will follow then). */
-bool pvs_split_kick_arm(struct pvs_vq *vq);
+/*
+ * Ask for a kick when the avail index goes beyond `at`, where it was last seen; fences, and returns true if it has gone on
+ * in the meantime (no kick may follow then).
+ */
+bool pvs_split_kick_arm(struct pvs_vq *vq, uint16_t at);
 
 #endif

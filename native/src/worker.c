@@ -38,6 +38,7 @@ pvs_ring_activate(struct pvs_worker *w, struct pvs_ring *ring)
     pvs_split_kick_suppress(&ring->vq);
     ring->idle_since_ns = w->now_ns;
     ring->active = true;
+    ring->waiting = false;
     w->n_kickless += ring->kick_fd < 0;
     ring->active_at = w->n_active;
     w->active[w->n_active++] = ring;
@@ -50,14 +51,52 @@ pvs_ring_deactivate(struct pvs_worker *w, struct pvs_ring *ring)
     w->active[ring->active_at] = last;
     last->active_at = ring->active_at;
     ring->active = false;
-    w->n_kickless -= ring->kick_fd < 0;
+    w->n_kickless -= ring->kick_fd < 0 || ring->waiting;
+    ring->waiting = false;
+}
+
+/* No kick of its own guest ends the waiting of a ring, so it counts as one without a kick. */
+static void
+set_waiting(struct pvs_worker *w, struct pvs_ring *ring, bool waiting)
+{
+    if (ring->waiting != waiting && ring->kick_fd >= 0)
+        w->n_kickless += waiting ? 1U : UINT32_MAX;
+    ring->waiting = waiting;
+}
+
+bool
+pvs_worker_hold(struct pvs_worker *w, struct pvs_ring *ring, bool wait)
+{
+    if (w->held == ring)
+        return true;
+    pvs_worker_release(w);
+    if (wait)
+        pvs_ring_lock(ring);
+    else if (!pvs_ring_try(ring))
+        return false;
+    w->held = ring;
+    return true;
+}
+
+void
+pvs_worker_release(struct pvs_worker *w)
+{
+    if (w->held != NULL)
+        pvs_ring_unlock(w->held);
+    w->held = NULL;
+}
+
+static uint16_t
+bit_of(const struct pvs_worker *w)
+{
+    return (uint16_t)(1U << w->index);
 }
 
 void
 pvs_ring_touch(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    if (!ring->touched) {
-        ring->touched = true;
+    if (!(ring->touched & bit_of(w))) {
+        ring->touched |= bit_of(w);
         w->touched[w->n_touched++] = ring;
     }
 }
@@ -65,8 +104,8 @@ pvs_ring_touch(struct pvs_worker *w, struct pvs_ring *ring)
 void
 pvs_ring_want_notify(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    if (!ring->notify) {
-        ring->notify = true;
+    if (!(ring->notify & bit_of(w))) {
+        ring->notify |= bit_of(w);
         w->notify[w->n_notify++] = ring;
     }
 }
@@ -75,14 +114,15 @@ void
 pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why)
 {
     struct pvs_port *port = ring->port;
+    uint32_t none = PVS_BROKEN_NONE;
 
-    if (atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
-        return;
     /* lost memory reads as zeros, which make many a ring look wrong: name the cause */
     if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
         why = PVS_BROKEN_MEMORY_LOST;
-    atomic_store_explicit(&port->broken, why, memory_order_relaxed);
-    atomic_store_explicit(&port->carrier, false, memory_order_relaxed);
+    /* relaxed: it only decides which of several workers tells */
+    if (!atomic_compare_exchange_strong_explicit(&port->broken, &none, why, memory_order_relaxed, memory_order_relaxed))
+        return;
+    atomic_store_explicit(&port->rx_up, 0, memory_order_relaxed);
     pvs_event(w,
               &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_BROKEN, .port_ref = port->ref, .detail = why });
 }
@@ -152,6 +192,16 @@ take_mail(struct pvs_worker *w)
     return n;
 }
 
+/* The guest has posted buffers: the frames that wait for them may be in any worker's rings. */
+static void
+wake_waiters(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    uint32_t waiters = atomic_exchange_explicit(&ring->waiters, 0, memory_order_relaxed);
+    for (uint32_t i = 0; i < w->n_peers; i++)
+        if ((waiters >> i & 1) != 0 && w->peer[i] != w)
+            pvs_worker_ring_bell(w->peer[i]);
+}
+
 /* Wait for kicks and the bell at most `timeout_ns`, and bring kicked rings into the set. */
 static void
 wait_for_kicks(struct pvs_worker *w, uint64_t timeout_ns)
@@ -168,8 +218,10 @@ wait_for_kicks(struct pvs_worker *w, uint64_t timeout_ns)
             continue;
         }
         pvs_count(&ring->kicks, 1);
-        if (pvs_ring_is_guest_tx(ring) && !ring->active && atomic_load_explicit(&ring->running, memory_order_relaxed) &&
-            atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE)
+        if (!pvs_ring_is_guest_tx(ring))
+            wake_waiters(w, ring);
+        else if (!ring->active && atomic_load_explicit(&ring->running, memory_order_relaxed) &&
+                 atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE)
             pvs_ring_activate(w, ring);
     }
 }
@@ -180,13 +232,15 @@ publish_touched(struct pvs_worker *w)
 {
     for (uint32_t i = 0; i < w->n_touched; i++) {
         struct pvs_ring *ring = w->touched[i];
-        ring->touched = false;
+        pvs_worker_hold(w, ring, true);
+        ring->touched &= (uint16_t)~bit_of(w);
         pvs_split_publish(&ring->vq);
         pvs_ring_want_notify(w, ring);
         if (atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
             pvs_ring_broken(w, ring, PVS_BROKEN_MEMORY_LOST);
     }
     w->n_touched = 0;
+    pvs_worker_release(w);
 }
 
 /* A ring that its front end has disabled is drained, so that the guest doesn't hang on a full one. */
@@ -194,6 +248,7 @@ static uint32_t
 discard(struct pvs_worker *w, struct pvs_ring *ring, uint32_t n)
 {
     struct pvs_counters *c = ring->port->counters[w->index];
+    ring->progress.done = 0;
     for (uint32_t i = 0; i < n; i++)
         if (pvs_receive(w, ring->port, &w->burst.frame[i]))
             pvs_count(&c->rx_drop[PVS_DROP_queue_disabled], 1);
@@ -213,27 +268,61 @@ count_taken(struct pvs_ring *ring, const struct pvs_burst *burst, uint32_t n)
     pvs_count(&ring->bytes, bytes);
 }
 
+/*
+ * An empty ring leaves the set once its kick is armed, unless it has none or something came meanwhile. Polling that found
+ * nothing was wasted: next time it is half as long.
+ */
+static void
+maybe_rest(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (w->now_ns - ring->idle_since_ns < ring->poll_ns || ring->kick_fd < 0 || ring->waiting)
+        return;
+    if (pvs_split_kick_arm(&ring->vq, ring->vq.next_avail)) {
+        pvs_split_kick_suppress(&ring->vq);
+        return;
+    }
+    if (w->polling == PVS_POLL_ADAPTIVE)
+        ring->poll_ns /= 2;
+    ring->rested_ns = ring->idle_since_ns;
+    pvs_ring_deactivate(w, ring);
+}
+
+/* It has work again: had it come within the polling time, it would have been found without a kick. */
+static void
+woke(const struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (ring->rested_ns != 0 && w->now_ns - ring->rested_ns < w->poll_ns)
+        ring->poll_ns = w->poll_ns;
+    ring->rested_ns = 0;
+}
+
 /* One burst from one guest. Returns the number of frames taken. */
 static uint32_t
 serve(struct pvs_worker *w, struct pvs_ring *ring)
 {
     enum pvs_broken broken = PVS_BROKEN_NONE;
-    uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done = 0, spent = 0;
+    uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done = 0;
+    bool waiting = false;
 
-    if (n != 0 && !atomic_load_explicit(&ring->enabled, memory_order_relaxed)) {
+    w->spent = 0;
+    if (n != 0 && !atomic_load_explicit(&ring->enabled, memory_order_relaxed))
         done = discard(w, ring, n);
-    } else {
-        for (; done < n && spent < PVS_BUDGET; done++)
-            spent += pvs_forward(w, &w->burst.frame[done]);
+    while (done < n && w->spent < PVS_BUDGET && !waiting) {
+        waiting = !pvs_forward(w, &w->burst.frame[done], ring);
+        done += !waiting;
+        if (!waiting)
+            ring->progress.done = 0; /* it was the frame's that has left */
     }
+    set_waiting(w, ring, waiting);
+    publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
     if (done != 0) {
-        publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
         pvs_guest_tx_finish(ring, &w->burst, done);
         pvs_split_publish(&ring->vq);
         pvs_ring_want_notify(w, ring);
         count_taken(ring, &w->burst, done);
         pvs_count(&w->perf.packets, done);
         pvs_count(&w->perf.burst_histogram[done], 1);
+        woke(w, ring);
         ring->idle_since_ns = w->now_ns;
     }
     if (atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
@@ -241,18 +330,6 @@ serve(struct pvs_worker *w, struct pvs_ring *ring)
     if (broken != PVS_BROKEN_NONE)
         pvs_ring_broken(w, ring, broken);
     return done;
-}
-
-/* An empty ring leaves the set once its kick is armed, unless it has none or something came meanwhile. */
-static void
-maybe_rest(struct pvs_worker *w, struct pvs_ring *ring)
-{
-    if (w->now_ns - ring->idle_since_ns < w->poll_ns || ring->kick_fd < 0)
-        return;
-    if (pvs_split_kick_arm(&ring->vq))
-        pvs_split_kick_suppress(&ring->vq);
-    else
-        pvs_ring_deactivate(w, ring);
 }
 
 /*
@@ -270,6 +347,22 @@ call(struct pvs_worker *w, int fd)
     return !blocked;
 }
 
+/* Does the guest want a call for what was published? The fence between publishing and looking has been made. */
+static bool
+wants_call(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    bool wanted = false;
+
+    ring->notify &= (uint16_t)~bit_of(w);
+    if (atomic_load_explicit(&ring->running, memory_order_relaxed) &&
+        atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE) {
+        wanted = pvs_split_wants_call(&ring->vq) || ring->call_owed;
+        ring->call_owed = false;
+        pvs_count(wanted ? &ring->notifications : &ring->notifications_suppressed, 1);
+    }
+    return wanted;
+}
+
 static void
 call_guests(struct pvs_worker *w)
 {
@@ -279,14 +372,17 @@ call_guests(struct pvs_worker *w)
     atomic_thread_fence(memory_order_seq_cst);
     for (uint32_t i = 0; i < w->n_notify; i++) {
         struct pvs_ring *ring = w->notify[i];
-        ring->notify = false;
-        if (!atomic_load_explicit(&ring->running, memory_order_relaxed) ||
-            atomic_load_explicit(&ring->port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
-            continue;
-        bool wanted = pvs_split_wants_call(&ring->vq) || ring->call_owed;
-        ring->call_owed = false;
-        pvs_count(wanted ? &ring->notifications : &ring->notifications_suppressed, 1);
-        if (wanted && ring->call_fd >= 0 && !call(w, ring->call_fd))
+        if (!pvs_ring_is_guest_tx(ring)) {
+            pvs_worker_hold(w, ring, true);
+            /* full fence: what another worker published since ours is accounted for here, so it must be visible as well */
+            if (w->n_peers > 1)
+                atomic_thread_fence(memory_order_seq_cst);
+        }
+        bool wanted = wants_call(w, ring);
+        pvs_worker_release(w);
+        /* acquire: a descriptor that control has just replaced is complete */
+        int fd = atomic_load_explicit(&ring->call_fd, memory_order_acquire);
+        if (wanted && fd >= 0 && !call(w, fd))
             pvs_ring_broken(w, ring, PVS_BROKEN_CALL_BLOCKED);
     }
     w->n_notify = 0;
@@ -321,7 +417,8 @@ pvs_worker_round(struct pvs_worker *w, uint64_t now_ns)
         if (i < w->n_active && w->active[i] == ring)
             i++; /* otherwise the last ring has taken this place */
     }
-    work += pvs_wheel_run(&w->wheel, now_ns);
+    work += pvs_wheel_run(&w->wheel, now_ns) + w->look_again;
+    w->look_again = false;
     pvs_worker_flush(w);
     tell_control(w);
     if (work != 0)
@@ -393,10 +490,11 @@ pvs_worker_ring_bell(struct pvs_worker *w)
 /* ---- life ---- */
 
 int
-pvs_worker_init(struct pvs_worker *w, struct pvs_switch *sw, uint32_t index, const struct pvs_switch_conf *conf,
-                int wake_fd, _Atomic bool *wake_pending)
+pvs_worker_init(struct pvs_worker *w, struct pvs_worker *const *peer, uint32_t index,
+                const struct pvs_switch_conf *conf, int wake_fd, _Atomic bool *wake_pending)
 {
-    w->sw = sw;
+    w->peer = peer;
+    w->n_peers = conf->n_workers;
     w->index = index;
     w->polling = (enum pvs_polling)conf->polling;
     w->poll_ns = conf->polling == PVS_POLL_ADAPTIVE ? conf->poll_us * 1000ULL

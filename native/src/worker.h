@@ -5,7 +5,11 @@
  * How it works: a round (pvs_worker_round) takes the mail, looks at kicks now and then, serves each ring of the active
  * set for one burst, fires timers, and asks once, after one fence, which guests want a call. A ring that has been empty
  * for the polling time leaves the active set with its kick armed; the kick brings it back. When the set is empty and
- * nothing else waits, pvs_worker_sleep blocks in epoll. Kicks are watched edge-triggered and never read.
+ * nothing else waits, the worker blocks in epoll. Kicks are watched edge-triggered and never read.
+ *
+ * Each guest_tx ring is served by one worker; receive rings are shared. A worker holds the lock of one receive ring at a
+ * time (`held`), over as many frames for it as follow each other. Unicast whose ring another worker holds is left in its
+ * sender's ring and tried again in the next round; a flood waits for the lock.
  *
  * Who may call: the thread that drives this worker; other threads only touch `mail`, `sleeping` and `bell`.
  */
@@ -41,7 +45,8 @@ struct pvs_worker_perf {
 };
 
 struct pvs_worker {
-    struct pvs_switch *sw;
+    struct pvs_worker *const *peer; /* all workers of the switch, this one too */
+    uint32_t n_peers;
     uint32_t index;
     enum pvs_polling polling;
     uint64_t poll_ns;
@@ -56,14 +61,18 @@ struct pvs_worker {
     uint64_t now_ns;
     uint32_t now_s;
     uint64_t kicks_seen_ns;        /* when epoll was last asked */
-    uint32_t n_active, n_kickless; /* rings in the set; those of them that have no kick */
+    uint32_t n_active, n_kickless; /* rings in the set; those of them that no kick of their guest will wake us for */
     uint32_t n_touched, n_notify;
-    uint64_t worked_ns; /* when a round last found work */
+    uint32_t spent;        /* of the budget of the turn at hand */
+    bool look_again;       /* something moved while we looked: don't go to sleep */
+    struct pvs_ring *held; /* the receive ring whose lock we have, or NULL */
+    uint64_t worked_ns;    /* when a round last found work */
     struct pvs_ring **active, **touched, **notify;
     bool wake_control;
 
     struct pvs_burst burst;
     struct pvs_verdict verdict;
+    struct pvs_pieces pieces;
     struct pvs_seg scratch[PVS_MAX_SEGS];
     struct pvs_wheel wheel;
     struct pvs_slab slab;
@@ -77,7 +86,7 @@ struct pvs_worker {
     _Atomic uint64_t lost_events, lost_punts[PVS_PUNT_REASONS];
 };
 
-int pvs_worker_init(struct pvs_worker *worker, struct pvs_switch *sw, uint32_t index,
+int pvs_worker_init(struct pvs_worker *worker, struct pvs_worker *const *peer, uint32_t index,
                     const struct pvs_switch_conf *conf, int wake_fd, _Atomic bool *wake_pending);
 void pvs_worker_fini(struct pvs_worker *worker);
 
@@ -90,19 +99,25 @@ void pvs_worker_ring_bell(struct pvs_worker *worker);
 
 /* ---- between worker.c, forward.c and commands.c ---- */
 
-/* Parse and count a frame that came from `port`. False (and counted) when it is malformed. */
-bool pvs_receive(struct pvs_worker *worker, const struct pvs_port *port, struct pvs_frame *frame);
-/* Receive a frame, decide on it and carry the verdict out. Returns what it cost of the budget. */
-uint32_t pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame);
-/* Deliver one copy and count it. */
-void pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame);
+/* Count a frame that came from `port`. False when it is malformed. */
+bool pvs_receive(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame);
+/*
+ * Decide on a frame, deliver its copies, and then apply the verdict's effects. `from` is the guest_tx ring it came by, or
+ * NULL. False: nothing was committed, the frame has to wait in `from` for its receiver and is to be tried again.
+ */
+bool pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame, struct pvs_ring *from);
+/* Deliver one copy and count it. False: it has to wait in `from` (NULL: it never does). */
+bool pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
+                 struct pvs_ring *from);
+/* Get the lock of a receive ring, letting go of the one held before. False: another worker has it (and not `wait`). */
+bool pvs_worker_hold(struct pvs_worker *worker, struct pvs_ring *ring, bool wait);
+void pvs_worker_release(struct pvs_worker *worker);
 void pvs_command_run(struct pvs_worker *worker, struct pvs_command *command);
 void pvs_ring_activate(struct pvs_worker *worker, struct pvs_ring *ring);
 void pvs_ring_deactivate(struct pvs_worker *worker, struct pvs_ring *ring);
 /* Latch the ring's port broken, tell control, and stop serving it. */
 void pvs_ring_broken(struct pvs_worker *worker, struct pvs_ring *ring, enum pvs_broken why);
-void pvs_carrier_update(struct pvs_port *port);
-/* Put the ring on the list of those to publish, or to notify, at the end. */
+/* Put the ring on the list of those to publish, or to notify, at the end. A receive ring's lock is held. */
 void pvs_ring_touch(struct pvs_worker *worker, struct pvs_ring *ring);
 void pvs_ring_want_notify(struct pvs_worker *worker, struct pvs_ring *ring);
 /* Show the guests what they were given, and call those that want it. */

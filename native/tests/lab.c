@@ -115,6 +115,7 @@ lab_ring_conf(const struct lab *lab, uint32_t port, uint32_t ring)
         .enabled = true,
         .kick_fd = lab->conf.no_kick ? -1 : v.kick_fd,
         .call_fd = v.call_fd,
+        .worker = -1,
     };
 }
 

@@ -253,8 +253,8 @@ TEST(a_stop_publishes_what_was_given_before_it_is_counted_off)
     pvd_call_arm(lab.port[0].guest, 0);
     lab_frame(frame, LAB_MAC(0), LAB_MAC(5), 60, 0);
     CHECK(pvs_inject(lab.port[0].port, PVS_EGRESS, frame, 60) > 0);
-    int64_t stop = pvs_ring_stop(lab.port[0].port, 0);
     run_next();
+    int64_t stop = pvs_ring_stop(lab.port[0].port, 0);
     run_next();
     struct pvs_worker *w = lab.sw->worker[0];
     CHECK_EQ(w->n_touched, 0);

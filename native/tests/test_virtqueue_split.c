@@ -673,7 +673,7 @@ TEST(event_idx_arm_asks_for_a_kick_at_the_next_chain)
     set_up(ALL, NUM);
     vq.next_avail = 0xffff;
     CHECK_EQ(pvd_avail_idx_set(guest, 1, 0xffff), 0);
-    CHECK(!pvs_split_kick_arm(&vq));
+    CHECK(!pvs_split_kick_arm(&vq, vq.next_avail));
     CHECK_EQ(pvd_avail_event(guest, 1), 0xffff);
     CHECK_EQ(pvd_used_flags(guest, 1), 0);
     tear_down();
@@ -683,9 +683,9 @@ TEST(arm_sees_what_came_in_the_meantime)
 {
     set_up(ALL, NUM);
     CHECK_EQ(pvd_avail_idx_set(guest, 1, 1), 0); /* published after the ring was last found empty: no kick comes */
-    CHECK(pvs_split_kick_arm(&vq));
+    CHECK(pvs_split_kick_arm(&vq, vq.next_avail));
     pvs_split_take(&vq, 1);
-    CHECK(!pvs_split_kick_arm(&vq));
+    CHECK(!pvs_split_kick_arm(&vq, vq.next_avail));
     CHECK_EQ(pvd_avail_event(guest, 1), 1);
     tear_down();
 }
@@ -693,7 +693,7 @@ TEST(arm_sees_what_came_in_the_meantime)
 TEST(event_idx_suppressed_kicks_leave_the_event_behind)
 {
     set_up(ALL, NUM);
-    CHECK(!pvs_split_kick_arm(&vq));
+    CHECK(!pvs_split_kick_arm(&vq, vq.next_avail));
     pvs_split_kick_suppress(&vq);
     pvs_split_take(&vq, 1);
     CHECK_EQ(pvd_avail_event(guest, 1), 0);
@@ -706,10 +706,10 @@ TEST(flags_suppress_and_arm_kicks)
     set_up(1ULL << VIRTIO_F_VERSION_1, NUM);
     pvs_split_kick_suppress(&vq);
     CHECK_EQ(pvd_used_flags(guest, 1), 1);
-    CHECK(!pvs_split_kick_arm(&vq));
+    CHECK(!pvs_split_kick_arm(&vq, vq.next_avail));
     CHECK_EQ(pvd_used_flags(guest, 1), 0);
     CHECK_EQ(pvd_avail_event(guest, 1), 0); /* not ours to write without the feature */
     CHECK_EQ(pvd_avail_idx_set(guest, 1, 1), 0);
-    CHECK(pvs_split_kick_arm(&vq));
+    CHECK(pvs_split_kick_arm(&vq, vq.next_avail));
     tear_down();
 }

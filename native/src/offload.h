@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * offload.h - checksums and segments that a sender left to us, finished for receivers that don't take them as they are.
+ *
+ * How it works: pvs_offload_check looks once, at ingress, whether what the virtio-net header asks for is possible: it
+ * parses up to L4 (pulling up to PVS_HEAD_MAX bytes), and a request that it lets through is exact: csum_start is where
+ * the L4 header begins, hdr_len is what the headers really take. At egress, for each receiver, a frame becomes *pieces*:
+ * one, passed through or with its checksum filled in, or the segments that it is cut into (RFC 9293, RFC 768; what Linux's
+ * tcp_gso_segment and __udp_gso_segment do). Checksums of payload are computed while it is copied, so a guest that
+ * changes it meanwhile damages only its own frame.
+ *
+ * Pure functions over a frame; called by the worker. Nothing is allocated.
+ */
+#ifndef PVS_OFFLOAD_H
+#define PVS_OFFLOAD_H
+
+#include "frame.h"
+
+/* What a guest may ask for when it sends, or takes as it is when it receives. */
+enum {
+    PVS_OFFLOAD_CSUM = 1,
+    PVS_OFFLOAD_TSO4 = 2,
+    PVS_OFFLOAD_TSO6 = 4,
+    PVS_OFFLOAD_ECN = 8,
+    PVS_OFFLOAD_USO4 = 16,
+    PVS_OFFLOAD_USO6 = 32,
+};
+
+/* More segments than any sender's MSS asks for: 48 bytes (Linux's TCP_MIN_SND_MSS) make 1,364 of the largest frame. */
+enum { PVS_MAX_PIECES = 2048 };
+
+/* By negotiated features: what its guest may ask for (CSUM, HOST_*), and what it takes (GUEST_*). */
+uint8_t pvs_offloads_sent(uint64_t features);
+uint8_t pvs_offloads_taken(uint64_t features);
+
+/*
+ * Check what `header` asks for against `allowed` and the parsed frame, and fill frame->request. False: malformed.
+ * A GSO frame that already fits one segment becomes a checksum request. Flags other than NEEDS_CSUM are ignored, and so
+ * is hdr_len. After it the head is immutable.
+ */
+bool pvs_offload_check(struct pvs_frame *frame, const struct virtio_net_hdr *header, uint8_t allowed);
+
+/* A frame on its way to one receiver. */
+struct pvs_pieces {
+    const struct pvs_frame *frame;
+    uint32_t n;    /* pieces in all */
+    uint32_t next; /* index of the piece at hand; n when none is left */
+    /* the piece at hand */
+    struct virtio_net_hdr header; /* num_buffers is left to the ring */
+    uint32_t len;                 /* bytes of the frame, without virtio-net header */
+    const uint8_t *head;          /* its first head_len bytes */
+    uint32_t head_len;
+    bool sum; /* the L4 checksum is computed while copying */
+    /* where its payload begins */
+    struct pvs_cursor source;
+    uint8_t scratch[PVS_HEAD_MAX];
+};
+
+/* Begin with piece number `first` for a receiver that takes `taken`. False when there is none (first >= n). */
+bool pvs_pieces_begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint8_t taken, uint32_t first);
+/* Write the piece at hand to `to`, which has room for header_len + len bytes, virtio-net header first. */
+void pvs_piece_write(struct pvs_pieces *pieces, struct pvs_cursor *to, uint32_t header_len);
+/* Make the next piece the one at hand; pvs_piece_write was called for this one. False when it was the last. */
+bool pvs_pieces_next(struct pvs_pieces *pieces);
+
+#endif
