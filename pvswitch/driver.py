@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pvswitch._driver import ffi, lib
 from pvswitch.errors import PvswitchError
+from pvswitch.net_header import NetHeader
 
 MAX_FRAME = 1 << 17
 """Bytes of the largest frame that `Driver.rx` takes: twice what virtio-net can carry."""
@@ -31,7 +32,7 @@ _VIOLATIONS = {
     lib.PVD_ERR_LEN_LONG: "more bytes are used than the buffer has",
     lib.PVD_ERR_LEN_SHORT: "fewer bytes are used than a net header has",
     lib.PVD_ERR_NUM_BUFFERS: "num_buffers is wrong",
-    lib.PVD_ERR_HEADER: "the net header has flags or a GSO type that were not negotiated",
+    lib.PVD_ERR_HEADER: "the net header has flags or a GSO type that were not negotiated, or doesn't fit the frame",
     lib.PVD_ERR_GUARD: "bytes beside a buffer were overwritten",
 }
 
@@ -144,19 +145,6 @@ class Counters:
     errors: int
     last_error: int
     in_flight: int
-
-
-@dataclass(frozen=True, slots=True)
-class NetHeader:
-    """The net header of a received frame (virtio 1.2, 5.1.6)."""
-
-    flags: int
-    gso_type: int
-    hdr_len: int
-    gso_size: int
-    csum_start: int
-    csum_offset: int
-    num_buffers: int
 
 
 @dataclass(frozen=True, slots=True)

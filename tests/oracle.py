@@ -261,8 +261,11 @@ class ReferenceDevice:
         self.tx.publish()
         return data[: self.hdr_len], data[self.hdr_len :]
 
-    def give(self, frame: bytes) -> bool:
-        """Put a frame into receive buffers: False when there are too few, and then none is used."""
+    def give(self, frame: bytes, says: bytes = bytes(10)) -> bool:
+        """Put a frame into receive buffers: False when there are too few, and then none is used.
+
+        `says` is the net header without num_buffers.
+        """
         chains: list[Chain] = []
         room = 0
         while room < self.hdr_len + len(frame):
@@ -279,7 +282,7 @@ class ReferenceDevice:
                 break
         if room < self.hdr_len + len(frame):
             return False
-        header = bytes(10) + (struct.pack("<H", len(chains)) if self.hdr_len == 12 else b"")
+        header = says + (struct.pack("<H", len(chains)) if self.hdr_len == 12 else b"")
         self._scatter(chains, header + frame)
         self.rx.publish()
         return True

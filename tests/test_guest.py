@@ -18,19 +18,26 @@ from pvswitch import driver
 from pvswitch.driver import Layout, Load
 from pvswitch.guest import DRIVER_FEATURES, FRONTEND_PROTOCOL_FEATURES, Guest, GuestError
 from pvswitch.vhost_user.backend import Region, RingNotReady, RingSetup
+from pvswitch.vhost_user.client import VhostUserClient
 from pvswitch.vhost_user.features import Feature, ProtocolFeature
 from pvswitch.vhost_user.messages import Request, VringState
 from pvswitch.vhost_user.server import VhostUserServer
 from pvswitch.vhost_user.session import Offer
 from tests.oracle import ReferenceDevice
 
+PAIRS = 4
 OFFER = Offer(
-    features=int(DRIVER_FEATURES | Feature.PROTOCOL_FEATURES), protocol_features=int(FRONTEND_PROTOCOL_FEATURES)
+    features=int(DRIVER_FEATURES | Feature.PROTOCOL_FEATURES),
+    protocol_features=int(FRONTEND_PROTOCOL_FEATURES),
+    queue_pairs=PAIRS,
 )
 
 
 class SlowPort:
-    """A back end: what its guest sends goes to `peer`, what doesn't fit there is dropped."""
+    """A back end: what its guest sends goes to `peer`, by the pair it came by or the first that is enabled there.
+
+    What doesn't fit is dropped.
+    """
 
     def __init__(self) -> None:
         self.peer = self
@@ -38,7 +45,11 @@ class SlowPort:
         self.mtu = 0
         self.regions: list[driver.Region] = []
         self.setups: dict[int, RingSetup] = {}
-        self.device: ReferenceDevice | None = None
+        self.devices: dict[int, ReferenceDevice] = {}
+
+    @property
+    def device(self) -> ReferenceDevice | None:
+        return self.devices.get(0)
 
     async def replace_memory(self, regions: Sequence[Region]) -> None:
         old, self.regions = self.regions, [_copy(region) for region in regions]
@@ -56,16 +67,18 @@ class SlowPort:
             raise RingNotReady
         fds = {"kick_fd": os.dup(ring.kick_fd or 0), "call_fd": os.dup(ring.call_fd or 0)}
         self.setups[ring.index] = replace(ring, **fds)  # type: ignore[arg-type]
-        if len(self.setups) == 2:
-            rx, tx = (_vring(self.setups[i]) for i in (0, 1))
-            bases = (self.setups[0].base, self.setups[1].base)
-            self.device = ReferenceDevice(self.regions, rx, tx, self.features, base=bases)
-            asyncio.get_running_loop().add_reader(tx.kick_fd, self.pump)
-            self.pump()
+        pair = ring.index // 2
+        if 2 * pair in self.setups and 2 * pair + 1 in self.setups:
+            setups = self.setups[2 * pair], self.setups[2 * pair + 1]
+            rx, tx = (_vring(setup) for setup in setups)
+            bases = (setups[0].base, setups[1].base)
+            self.devices[pair] = ReferenceDevice(self.regions, rx, tx, self.features, base=bases)
+            asyncio.get_running_loop().add_reader(tx.kick_fd, self.pump, pair)
+            self.pump(pair)
 
     async def stop_ring(self, index: int) -> int:
-        assert self.device is not None
-        base = (self.device.rx, self.device.tx)[index].last_avail
+        device = self.devices[index // 2]
+        base = (device.rx, device.tx)[index % 2].last_avail
         self._drop_ring(index)
         return base
 
@@ -74,24 +87,24 @@ class SlowPort:
         asyncio.get_running_loop().remove_reader(setup.kick_fd or 0)
         for fd in (setup.kick_fd, setup.call_fd):
             os.close(fd or 0)
-        if not self.setups and self.device is not None:
-            self.device.close()
-            self.device = None
+        if index ^ 1 not in self.setups and index // 2 in self.devices:
+            self.devices.pop(index // 2).close()
 
-    async def enable_ring(self, index: int, enabled: bool) -> None: ...
+    async def enable_ring(self, index: int, enabled: bool) -> None:
+        self.setups[index] = replace(self.setups[index], enabled=enabled)
 
     async def set_call(self, index: int, fd: int | None) -> None:
         old = self.setups[index]
         self.setups[index] = replace(old, call_fd=os.dup(fd or 0))
         os.close(old.call_fd or 0)
-        if self.device is not None:
-            ring = (self.device.rx, self.device.tx)[index]
+        if index // 2 in self.devices:
+            device = self.devices[index // 2]
+            ring = (device.rx, device.tx)[index % 2]
             ring.vring = _vring(self.setups[index])
             os.eventfd_write(ring.vring.call_fd, 1)
 
     async def rarp(self, mac: bytes) -> None:
-        if self.peer.device is not None:
-            self.peer.device.give(b"\xff" * 6 + mac + b"\x80\x35" + bytes(46))
+        self.peer.give(b"\xff" * 6 + mac + b"\x80\x35" + bytes(46), 0)
 
     async def set_mtu(self, mtu: int) -> None:
         self.mtu = mtu
@@ -106,16 +119,21 @@ class SlowPort:
             os.close(region.fd)
         self.regions = []
 
-    def pump(self) -> None:
-        if self.device is None or len(self.setups) < 2:
+    def give(self, frame: bytes, pair: int) -> None:
+        enabled = [p for p in self.devices if self.setups[2 * p].enabled]
+        if enabled:
+            self.devices[pair if pair in enabled else enabled[0]].give(frame)
+
+    def pump(self, pair: int) -> None:
+        if pair not in self.devices or not {2 * pair, 2 * pair + 1} <= set(self.setups):
             return
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.setups[1].kick_fd or 0)
-        self.device.tx.ask_for_kicks(True)
-        while (taken := self.device.take()) is not None:
-            self.device.tx.ask_for_kicks(True)
-            if self.peer.device is not None:
-                self.peer.device.give(taken[1])
+            os.eventfd_read(self.setups[2 * pair + 1].kick_fd or 0)
+        device = self.devices[pair]
+        device.tx.ask_for_kicks(True)
+        while (taken := device.take()) is not None:
+            device.tx.ask_for_kicks(True)
+            self.peer.give(taken[1], pair)
 
 
 def _copy(region: Region) -> driver.Region:
@@ -181,7 +199,7 @@ async def test_frames_go_both_ways(tmp_path: Path, features: int) -> None:
         Guest(b.paths[0], features=features, regions=3, adjacent=True) as left,
         Guest(b.paths[1], features=features, queue_size=16) as right,
     ):
-        assert left.features == features | Feature.PROTOCOL_FEATURES
+        assert left.features == features & ~Feature.MQ | Feature.PROTOCOL_FEATURES
         assert b.ports[0].features == left.features
         assert left.low.hdr_len == (12 if features & (Feature.MRG_RXBUF | Feature.VERSION_1) else 10)
         await exchange(left, right, 40)
@@ -234,6 +252,115 @@ async def test_reconnect_resumes_at_used(tmp_path: Path) -> None:
         await left.reconnect()
         assert left.bases == [3, 3]
         await exchange(left, right)
+
+
+async def test_several_pairs(tmp_path: Path) -> None:
+    """Each pair sends, receives and says which it was; stopped, rebooted and reconnected they go on together."""
+    async with (
+        bench(tmp_path) as b,
+        Guest(b.paths[0], queue_pairs=3) as left,
+        Guest(b.paths[1], queue_pairs=4) as right,
+    ):
+        assert (left.pairs, right.pairs, left.max_pairs) == (3, 4, PAIRS)
+        assert left.features & Feature.MQ
+        assert sorted(b.ports[0].devices) == [0, 1, 2]
+
+        async def by_each_pair() -> None:
+            for pair in range(3):
+                await left.send(bytes([pair]) * 60, pair=pair)
+            got = [await right.receive() for _ in range(3)]
+            assert sorted((one.pair, one.frame) for one in got) == [(pair, bytes([pair]) * 60) for pair in range(3)]
+
+        await by_each_pair()
+        await left.send(b"one" * 20, pair=2)
+        await left.send(b"two" * 20, pair=1)
+        assert await right.recv(pair=1) == b"two" * 20
+        assert right.receive_nowait(0) is None
+        assert await right.recv(pair=2) == b"one" * 20
+        assert await left.stop() == [0, 1, 0, 2, 0, 2]
+        await left.start()
+        await by_each_pair()
+        await left.restart()
+        await by_each_pair()
+        await right.drain()
+        await b.servers[0].hang_up()
+        await left.wait_hang_up()
+        await left.reconnect()
+        await by_each_pair()
+
+
+async def test_every_pair_has_its_turn(tmp_path: Path) -> None:
+    async with (
+        bench(tmp_path) as b,
+        Guest(b.paths[0], queue_pairs=2) as left,
+        Guest(b.paths[1], queue_pairs=2) as right,
+    ):
+        for pair in (0, 0, 0, 1, 1, 1):
+            await left.send(bytes(60), pair=pair)
+        await left.drain()
+        turns = [right.receive_nowait() for _ in range(6)]
+        assert [one.pair for one in turns if one is not None] == [0, 1, 0, 1, 0, 1]
+
+
+async def test_disabled_pair_receives_nothing(tmp_path: Path) -> None:
+    async with (
+        bench(tmp_path) as b,
+        Guest(b.paths[0], queue_pairs=2) as left,
+        Guest(b.paths[1], queue_pairs=2) as right,
+    ):
+        for enabled, wanted in ((False, 0), (True, 1)):
+            await right.set_enabled(enabled, 1)
+            assert [b.ports[1].setups[ring].enabled for ring in range(4)] == [True, True, enabled, enabled]
+            await left.send(bytes(60), pair=1)
+            assert (await right.receive()).pair == wanted
+        await right.set_enabled(False)
+        assert not any(setup.enabled for setup in b.ports[1].setups.values())
+
+
+async def test_a_guest_without_mq_uses_one_pair_of_its_nic(tmp_path: Path) -> None:
+    async with (
+        bench(tmp_path) as b,
+        Guest(b.paths[0], queue_pairs=4, features=DRIVER_FEATURES & ~Feature.MQ) as left,
+        Guest(b.paths[1]) as right,
+    ):
+        assert (left.pairs, left.low.n_rings, left.max_pairs) == (1, 2, PAIRS)
+        await exchange(left, right)
+
+
+async def test_more_pairs_than_offered(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        guest = Guest(b.paths[0], queue_pairs=PAIRS + 1)
+        with pytest.raises(GuestError, match="5 queue pairs, the back end offers 4"):
+            await guest.connect()
+        guest.kill()
+
+
+async def test_listening_guest(tmp_path: Path) -> None:
+    """It answers a back end that connects, again after a loss, and leaves no socket file."""
+    path = tmp_path / "guest.sock"
+    path.write_text("stale")
+    client = VhostUserClient(path, offer=OFFER, backend=SlowPort())  # without a peer it is its own
+    guest = Guest(path)
+    guest.listen()
+    client.listen()
+    await guest.connect()
+    for life in range(3):
+        assert guest.started
+        await guest.send(bytes([life]) * 60)
+        assert await guest.recv() == bytes([life]) * 60
+        await guest.drain()
+        if life == 0:
+            await guest.reconnect()
+        else:
+            await client.hang_up()
+            await guest.wait_hang_up()
+            await guest.reconnect()
+    assert path.exists()
+    guest.kill()
+    assert not path.exists()
+    with pytest.raises(FileNotFoundError):
+        await guest.connect()
+    await client.close()
 
 
 async def test_memory_not_shared_looks_empty(tmp_path: Path) -> None:

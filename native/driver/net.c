@@ -8,9 +8,9 @@
 #include <errno.h>
 #include <string.h>
 
-#define GSO_FEATURES                                                                                            \
-    (1ull << PVD_F_GUEST_TSO4 | 1ull << PVD_F_GUEST_TSO6 | 1ull << PVD_F_GUEST_UFO | 1ull << PVD_F_GUEST_USO4 | \
-     1ull << PVD_F_GUEST_USO6)
+/* virtio 1.2, 5.1.6: flags and gso_type. */
+enum { HDR_F_NEEDS_CSUM = 1, HDR_F_DATA_VALID = 2 };
+enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_UDP = 3, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
 
 struct net_header {
     uint8_t flags;
@@ -213,23 +213,52 @@ read_header(const struct pvd_queue *q, uint16_t head, struct net_header *h)
     }
 }
 
-/* Judge the header of a received frame with `more` further buffers used. PVD_ERR_*. */
-static uint32_t
-judge_header(const struct pvd_guest *g, const struct net_header *h, uint32_t more)
+/* Whether num_buffers can be right when `more` further buffers are used. */
+static bool
+buffers_plausible(const struct pvd_guest *g, uint32_t n, uint32_t more)
 {
-    if (h->num_buffers == 0 || h->num_buffers - 1u > more || h->num_buffers > PVD_MAX_PIECES) {
-        return PVD_ERR_NUM_BUFFERS;
+    return n == 1 || (n > 1 && n - 1 <= more && n <= PVD_MAX_PIECES && pvd_has(g, PVD_F_MRG_RXBUF));
+}
+
+/* Whether the guest said that it takes this gso_type; USO has two features and one type. */
+static bool
+gso_negotiated(const struct pvd_guest *g, uint8_t gso_type)
+{
+    bool ecn = (gso_type & GSO_ECN) != 0;
+    bool plain = !ecn || pvd_has(g, PVD_F_GUEST_ECN);
+
+    switch (gso_type & ~GSO_ECN) {
+    case GSO_NONE:
+        return !ecn;
+    case GSO_TCPV4:
+        return plain && pvd_has(g, PVD_F_GUEST_TSO4);
+    case GSO_TCPV6:
+        return plain && pvd_has(g, PVD_F_GUEST_TSO6);
+    case GSO_UDP:
+        return !ecn && pvd_has(g, PVD_F_GUEST_UFO);
+    case GSO_UDP_L4:
+        return !ecn && (pvd_has(g, PVD_F_GUEST_USO4) || pvd_has(g, PVD_F_GUEST_USO6));
+    default:
+        return false;
     }
-    if (h->num_buffers != 1 && !pvd_has(g, PVD_F_MRG_RXBUF)) {
-        return PVD_ERR_NUM_BUFFERS;
+}
+
+/* Judge what the header says of a frame of `len` bytes (virtio 1.2, 5.1.6.4.1). */
+static bool
+offload_plausible(const struct pvd_guest *g, const struct net_header *h, uint32_t len)
+{
+    bool partial = (h->flags & HDR_F_NEEDS_CSUM) != 0;
+
+    if ((h->flags & ~(HDR_F_NEEDS_CSUM | HDR_F_DATA_VALID)) != 0 || !gso_negotiated(g, h->gso_type)) {
+        return false;
     }
     if (h->flags != 0 && !pvd_has(g, PVD_F_GUEST_CSUM)) {
-        return PVD_ERR_HEADER;
+        return false;
     }
-    if (h->gso_type != 0 && (g->conf.features & GSO_FEATURES) == 0) {
-        return PVD_ERR_HEADER;
+    if (partial && (uint32_t)h->csum_start + h->csum_offset + 2 > len) {
+        return false;
     }
-    return PVD_ERR_NONE;
+    return h->gso_type == GSO_NONE || (partial && h->gso_size > 0 && h->hdr_len < len);
 }
 
 /* Take the next used buffer of a frame into the view. PVD_ERR_*; the buffer is in view->heads unless its id
@@ -272,9 +301,8 @@ view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
                                     .csum_start = h.csum_start,
                                     .csum_offset = h.csum_offset,
                                     .num_buffers = h.num_buffers };
-    uint32_t error = judge_header(g, &h, h.num_buffers > 1 ? pvd_used_pending(q) : 0);
-    if (error != PVD_ERR_NONE) {
-        return pvd_fail(q, error);
+    if (!buffers_plausible(g, h.num_buffers, h.num_buffers > 1 ? pvd_used_pending(q) : 0)) {
+        return pvd_fail(q, PVD_ERR_NUM_BUFFERS);
     }
     if (!view_add(v, q, (uint16_t)head, g->hdr_len, used)) {
         return -EMSGSIZE;
@@ -288,7 +316,7 @@ view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
             return -EMSGSIZE;
         }
     }
-    return 0;
+    return offload_plausible(g, &h, v->len) ? 0 : pvd_fail(q, PVD_ERR_HEADER);
 }
 
 /*

@@ -36,6 +36,7 @@ typedef struct pvd_guest pvd_guest;
 #define PVD_F_GUEST_CSUM    1
 #define PVD_F_GUEST_TSO4    7
 #define PVD_F_GUEST_TSO6    8
+#define PVD_F_GUEST_ECN     9
 #define PVD_F_GUEST_UFO     10
 #define PVD_F_MRG_RXBUF     15
 #define PVD_F_ANY_LAYOUT    27
@@ -105,7 +106,7 @@ struct pvd_layout {
 #define PVD_ERR_LEN_LONG    4 /* more bytes used than the chain can take (for transmit: any) */
 #define PVD_ERR_LEN_SHORT   5 /* fewer bytes used than a net header has */
 #define PVD_ERR_NUM_BUFFERS 6 /* num_buffers is 0, not 1 without MRG_RXBUF, or more than were used */
-#define PVD_ERR_HEADER      7 /* flags or GSO type that were not negotiated */
+#define PVD_ERR_HEADER      7 /* flags or GSO type that were not negotiated, or sizes that don't fit the frame */
 #define PVD_ERR_GUARD       8 /* bytes next to a buffer were overwritten */
 
 struct pvd_counters {
