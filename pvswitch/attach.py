@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact lines that start a VM on a port, for QEMU and for libvirt.
 
-The switch listens on the port's socket and the VM connects, again and again until it succeeds and
-after every loss. Guest memory must be shared, or the switch can't see it. Pure text: the API serves
-it, tests and the demo start their guests with it.
+Who listens on the port's socket is the port's `mode`; the other side connects, again and again until it
+succeeds and after every loss. Guest memory must be shared, or the switch can't see it. Pure text: the API
+serves it, tests and the demo start their guests with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 from xml.sax.saxutils import quoteattr
 
-from pvswitch.model import SwitchConfig
+from pvswitch.model import Port, SwitchConfig
 
 Accel = Literal["kvm", "tcg"]
 Version = tuple[int, int]
@@ -31,11 +31,15 @@ VERSION_PATTERN = r"[0-9]{1,3}\.[0-9]{1,3}(\.[0-9]{1,3})?"
 
 @dataclass(frozen=True)
 class Guest:
-    """What the lines depend on, besides the port. `version` None: an unknown QEMU before 10.2."""
+    """What the lines depend on, besides the port. `version` None: an unknown QEMU before 10.2.
+
+    `queues` are the queue pairs of the VM's device, at most as many as the port offers.
+    """
 
     version: Version | None = None
     accel: Accel = "kvm"
     memory: str = DEFAULT_MEMORY
+    queues: int = 1
 
 
 def parse_version(text: str) -> Version:
@@ -54,22 +58,33 @@ def port_mac(name: str) -> str:
 
 def qemu_lines(config: SwitchConfig, name: str, guest: Guest) -> list[list[str]]:
     """Return QEMU's arguments for port `name`, grouped in lines; KeyError when there is no such port."""
-    socket, mtu = config.port_socket(name), config.ports[name].mtu
-    modern = guest.version is not None and guest.version >= RECONNECT_MS_SINCE
-    reconnect = "reconnect-ms=1000" if modern else "reconnect=1"
+    port, netdev = config.ports[name], f"vhost-user,id=net-{name},chardev=char-{name}"
     device = f"virtio-net-pci,netdev=net-{name},mac={port_mac(name)}"
-    if mtu is not None:
-        device += f",host_mtu={mtu}"
+    if port.mtu is not None:
+        device += f",host_mtu={port.mtu}"
+    if guest.queues > 1:
+        netdev += f",queues={guest.queues}"
+        device += ",mq=on"
     if guest.accel == "tcg" and (guest.version is None or guest.version < TCG_MSIX_SINCE):
         device += ",vectors=0"
+    elif guest.queues > 1:
+        device += f",vectors={2 * guest.queues + 2}"  # one for each ring, for the control queue and for changes
     return [
         ["-m", guest.memory],
         ["-object", f"memory-backend-memfd,id=mem,size={guest.memory},share=on"],
         ["-numa", "node,memdev=mem"],
-        ["-chardev", f"socket,id=char-{name},path={_option(socket)},{reconnect}"],
-        ["-netdev", f"vhost-user,id=net-{name},chardev=char-{name}"],
+        ["-chardev", f"socket,id=char-{name},path={_option(config.port_socket(name))},{_side(port, guest)}"],
+        ["-netdev", netdev],
         ["-device", device],
     ]
+
+
+def _side(port: Port, guest: Guest) -> str:
+    """Return how QEMU comes by its connection: by listening or by connecting."""
+    if port.mode == "client":
+        return "server=on,wait=off"
+    modern = guest.version is not None and guest.version >= RECONNECT_MS_SINCE
+    return "reconnect-ms=1000" if modern else "reconnect=1"
 
 
 def qemu_text(lines: list[list[str]]) -> str:
@@ -77,9 +92,19 @@ def qemu_text(lines: list[list[str]]) -> str:
     return " \\\n".join(shlex.join(line) for line in lines)
 
 
-def libvirt_xml(config: SwitchConfig, name: str) -> str:
+def libvirt_xml(config: SwitchConfig, name: str, queues: int = 1) -> str:
     """Return the elements for a libvirt domain on port `name`; KeyError when there is no such port."""
-    mtu = config.ports[name].mtu
+    port, path = config.ports[name], quoteattr(str(config.port_socket(name)))
+    if port.mode == "client":
+        words = "libvirt's `server` is its own side, the switch connects: the VM waits for that before it boots"
+        source = [f"  <source type='unix' path={path} mode='server'/>"]
+    else:
+        words = "libvirt's `client` is its own side, the switch listens"
+        source = [
+            f"  <source type='unix' path={path} mode='client'>",
+            "    <reconnect enabled='yes' timeout='1'/>",
+            "  </source>",
+        ]
     return "\n".join(
         [
             "<!-- in <domain>: memory that the switch can see -->",
@@ -87,14 +112,13 @@ def libvirt_xml(config: SwitchConfig, name: str) -> str:
             "  <source type='memfd'/>",
             "  <access mode='shared'/>",
             "</memoryBacking>",
-            "<!-- in <devices>: libvirt's `client` is its own side, the switch listens -->",
+            f"<!-- in <devices>: {words} -->",
             "<interface type='vhostuser'>",
             f"  <mac address='{port_mac(name)}'/>",
-            f"  <source type='unix' path={quoteattr(str(config.port_socket(name)))} mode='client'>",
-            "    <reconnect enabled='yes' timeout='1'/>",
-            "  </source>",
+            *source,
             "  <model type='virtio'/>",
-            *([f"  <mtu size='{mtu}'/>"] if mtu is not None else []),
+            *([f"  <driver queues='{queues}'/>"] if queues > 1 else []),
+            *([f"  <mtu size='{port.mtu}'/>"] if port.mtu is not None else []),
             "</interface>",
         ]
     )

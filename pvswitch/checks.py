@@ -21,7 +21,7 @@ MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final NUL
 
 def cross_errors(config: SwitchConfig) -> list[FieldError]:
     """Return every error that takes more than one value to see."""
-    return [*_bridge_errors(config), *_fdb_errors(config), *_socket_errors(config)]
+    return [*_bridge_errors(config), *_fdb_errors(config), *_socket_errors(config), *_worker_errors(config)]
 
 
 def _bridge_errors(config: SwitchConfig) -> list[FieldError]:
@@ -77,4 +77,23 @@ def _socket_errors(config: SwitchConfig) -> list[FieldError]:
         if path in owner:
             errors.append(FieldError(loc, f"{path} is the socket of {owner[path]} already"))
         owner.setdefault(path, user)
+    return errors
+
+
+def _worker_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    workers, cpus = config.datapath.workers, config.datapath.cpus
+    if len(cpus) not in (0, workers):
+        message = f"must name a processor for each of the {workers} workers, or none: {len(cpus)} are named"
+        errors.append(FieldError(("datapath", "cpus"), message))
+    for name, port in config.ports.items():
+        loc = ("ports", name, "rxq_affinity")
+        if len(port.rxq_affinity) > port.queues:
+            message = f"has {len(port.rxq_affinity)} entries for {port.queues} queue pairs: raise `queues` or cut it"
+            errors.append(FieldError(loc, message))
+        errors += [
+            FieldError((*loc, i), f"there is no worker {worker}: `datapath.workers` is {workers}, they count from 0")
+            for i, worker in enumerate(port.rxq_affinity)
+            if worker >= workers
+        ]
     return errors

@@ -72,6 +72,7 @@ MacAddress = Annotated[str, typer.Argument(metavar="MAC")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a configuration, like configs/two-vms.yaml")]
 Vid = Annotated[int, typer.Option(help="VLAN ID", min=0, max=4094)]
+QueuePairs = Annotated[int, typer.Option(help="queue pairs of the VM's device, as many as the port offers", min=1)]
 
 
 def main() -> int:
@@ -110,7 +111,7 @@ def _field_error(item: dict[str, Any]) -> FieldError:
     """Return an error of the API with its JSON pointer as a place."""
     parts = str(item["pointer"]).removeprefix("#").split("/")[1:]
     names = [part.replace("~1", "/").replace("~0", "~") for part in parts]
-    loc = [int(name) if name.isdigit() and i > 2 else name for i, name in enumerate(names)]  # .fdb[0]
+    loc = [int(name) if name.isdigit() and i > 1 else name for i, name in enumerate(names)]  # .fdb[0]
     return FieldError(tuple(loc), str(item["detail"]))
 
 
@@ -312,22 +313,23 @@ def port_qemu_args(
     ] = None,
     accel: Annotated[Accel, typer.Option(help="tcg: without MSI-X for a QEMU before 10.0, which crashes")] = Accel.KVM,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="of the VM, like 256M or 4G")] = "256M",
+    queues: QueuePairs = 1,
 ) -> None:
     """Print the exact arguments that start a QEMU VM on a port."""
     from pvswitch.client import port_path
 
-    query = {"format": "qemu", "accel": accel.value, "memory": memory}
+    query: dict[str, str | int] = {"format": "qemu", "accel": accel.value, "memory": memory, "queues": queues}
     if qemu_version is not None:
         query["qemu_version"] = qemu_version
     print(_client(context).get(f"{port_path(name)}/attach", **query)["text"], end="")
 
 
 @port_app.command("libvirt-xml")
-def port_libvirt_xml(context: Context, name: Name) -> None:
+def port_libvirt_xml(context: Context, name: Name, queues: QueuePairs = 1) -> None:
     """Print the elements that put a libvirt domain on a port."""
     from pvswitch.client import port_path
 
-    print(_client(context).get(f"{port_path(name)}/attach", format="libvirt")["text"], end="")
+    print(_client(context).get(f"{port_path(name)}/attach", format="libvirt", queues=queues)["text"], end="")
 
 
 # ---- bridges ----

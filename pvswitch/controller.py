@@ -134,7 +134,8 @@ def _word(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        return f"{len(value)} entries"
+        plain = all(isinstance(item, int) for item in value)
+        return json.dumps(value) if plain else f"{len(value)} entries"
     if isinstance(value, ConfigModel):
         return json.dumps(value.model_dump(mode="json"))
     return json.dumps(value) if isinstance(value, bool | dict) else str(value)

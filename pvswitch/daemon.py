@@ -10,12 +10,13 @@ difference; a bad file changes nothing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from pvswitch.datapath import Datapath
 from pvswitch.errors import PvswitchError
 from pvswitch.model import SwitchConfig
 from pvswitch.ports import Ports
+from pvswitch.values import MAX_CPU
 
 log = structlog.get_logger(__name__)
 
@@ -95,15 +97,46 @@ def _info(config_path: Path | None) -> Info:
 
 def _start_datapath(config: SwitchConfig) -> Datapath:
     conf = config.datapath
+    _check_cpus(conf.cpus)
     datapath = Datapath(workers=conf.workers, cpus=conf.cpus, polling=conf.polling, poll_us=conf.poll_us)
     try:
         datapath.start()
     except OSError as error:
         datapath.close()
         raise PvswitchError(
-            f"the poll threads can't be started: {error.strerror}; check datapath.cpus against the machine's processors"
+            f"{conf.workers} poll threads can't be started: {error.strerror}; see `ulimit -u` and the machine's memory"
         ) from error
     return datapath
+
+
+def _check_cpus(cpus: Sequence[int]) -> None:
+    """Raise PvswitchError for a processor that isn't there, or that the kernel keeps from this process.
+
+    Looked at here and not in the document: what a process may use can change while its configuration stays.
+    """
+    possible = _possible_cpus()
+    if missing := [cpu for cpu in cpus if cpu not in possible]:
+        raise PvswitchError(
+            f"datapath.cpus: this process can't run on processor {missing[0]}: name some of {_ranges(possible)}, or "
+            "leave `cpus` out and the workers unpinned"
+        )
+
+
+def _possible_cpus() -> set[int]:
+    """Return the processors that a thread of this process can be pinned to, whatever its own affinity is now."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(MAX_CPU + 1))  # the kernel leaves out what is not there or not in the cpuset
+    try:
+        return os.sched_getaffinity(0)
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as people write them: "0-3,8"."""
+    runs = itertools.groupby(enumerate(sorted(numbers)), lambda item: item[1] - item[0])
+    pairs = [(run[0], run[-1]) for run in ([number for _, number in items] for _, items in runs)]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
 
 
 # ---- signals ----

@@ -32,6 +32,7 @@ DROP_REASONS: tuple[str, ...] = tuple(
     ffi.string(lib.pvs_drop_reason_name(i)).decode() for i in range(lib.pvs_drop_reason_count())
 )
 PUNT_REASONS: tuple[str, ...] = ("bpdu",)
+MAX_PAIRS: int = lib.PVS_MAX_PAIRS
 _BATCH = 128  # events or frames taken from the core before the loop has its turn again
 _EVENT_KINDS = {
     lib.PVS_EV_LEARNED: "learned",
@@ -101,7 +102,10 @@ class FdbItem:
 
 @dataclass(frozen=True, slots=True)
 class RingStatus:
-    """A ring now. The two indices are read from guest memory and 0 while it is stopped."""
+    """A ring now. The two indices are read from guest memory and 0 while it is stopped.
+
+    `worker` polls it; it means something only while the ring runs.
+    """
 
     running: bool
     enabled: bool
@@ -112,6 +116,7 @@ class RingStatus:
     bytes: int
     notifications: int
     notifications_suppressed: int
+    worker: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +149,16 @@ class Perf:
 
 @dataclass(frozen=True, slots=True)
 class PortView:
-    """A port in the tables: `bridge` is the index of its bridge there; `mtu` in L3 bytes, 0 = not enforced."""
+    """A port in the tables: `bridge` is the index of its bridge there; `mtu` in L3 bytes, 0 = not enforced.
+
+    `backpressure_ms`: how long known unicast waits for this port while it is full; 0 = it is dropped.
+    """
 
     port: DatapathPort
     bridge: int
     enabled: bool = True
     mtu: int = 0
+    backpressure_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,10 @@ class BridgeView:
 
 @dataclass(frozen=True, slots=True)
 class RingConf:
-    """How to run a ring; addresses are the front end's. A descriptor of None: none was given."""
+    """How to run a ring; addresses are the front end's. A descriptor of None: none was given.
+
+    `worker` polls the ring's pair, -1: the one with the fewest rings. The first ring of a pair to start decides.
+    """
 
     desc: int
     avail: int
@@ -174,6 +186,7 @@ class RingConf:
     enabled: bool
     kick_fd: int | None
     call_fd: int | None
+    worker: int = -1
 
 
 class Fdb:
@@ -306,7 +319,7 @@ class DatapathPort:
         """Start a ring. OSError EFAULT: an address doesn't translate; EPERM: the kick can't be polled."""
         c = ffi.new("struct pvs_ring_conf *")
         c.desc_uva, c.avail_uva, c.used_uva = conf.desc, conf.avail, conf.used
-        c.features, c.num, c.enabled = conf.features, conf.num, conf.enabled
+        c.features, c.num, c.enabled, c.worker = conf.features, conf.num, conf.enabled, conf.worker
         c.kick_fd = -1 if conf.kick_fd is None else conf.kick_fd
         c.call_fd = -1 if conf.call_fd is None else conf.call_fd
         await self._datapath.command(lambda: lib.pvs_ring_start(self._port, index, c))
@@ -342,6 +355,7 @@ class DatapathPort:
             s.bytes,
             s.notifications,
             s.notifications_suppressed,
+            s.worker,
         )
 
     def broken(self) -> str | None:
@@ -447,7 +461,7 @@ class Datapath:
         b = ffi.new("struct pvs_bridge_conf[]", max(1, len(bridges)))
         for i, view in enumerate(ports):
             p[i].port, p[i].bridge = view.port._port, view.bridge
-            p[i].enabled, p[i].mtu = view.enabled, view.mtu
+            p[i].enabled, p[i].mtu, p[i].backpressure_ms = view.enabled, view.mtu, view.backpressure_ms
         for i, bridge in enumerate(bridges):
             b[i].fdb, b[i].punt_bpdu = bridge.fdb._fdb, bridge.punt_bpdu
             b[i].forward_bpdu, b[i].flood_unknown = bridge.forward_bpdu, bridge.flood_unknown

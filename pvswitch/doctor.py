@@ -37,7 +37,9 @@ def _port(port: dict[str, Any], local: bool) -> list[Finding]:
         return [Finding(name, True, f"link up; features: {features}")]
     message = state.get("message") or "the link is down"
     findings = [Finding(name, False, f"{state.get('reason') or 'down'}: {message}")]
-    if local and state.get("reason") == "waiting_for_frontend" and (problem := socket_problem(Path(port["socket"]))):
+    listens = port.get("mode") != "client"  # else the socket is the VM's, and the switch says itself what it met there
+    waits = listens and state.get("reason") == "waiting_for_frontend"
+    if local and waits and (problem := socket_problem(Path(port["socket"]))):
         findings.append(Finding(name, False, problem))
     return findings
 

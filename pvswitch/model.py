@@ -35,11 +35,14 @@ from pvswitch.values import (
     Vid,
     choice,
     is_name,
-    only,
 )
 
 MAX_PORTS = 1024
 MAX_BRIDGES = 64
+MAX_WORKERS = 16
+MAX_PAIRS = 16  # queue pairs of a port
+
+Worker = Annotated[Int, Field(ge=0, le=MAX_WORKERS - 1)]
 
 
 # ---- configuration ----
@@ -76,20 +79,23 @@ class Bridge(ConfigModel):
 class Features(ConfigModel):
     """Virtio features offered to a front end; switch off single ones."""
 
-    LATER = frozenset({"packed", "tso", "uso", "csum", "in_order"})
+    LATER = frozenset({"packed", "in_order"})
 
     mrg_rxbuf: Bool = True
+    csum: Bool = Field(True, description="checksums left to the other side; without it no tso and no uso either")
+    tso: Bool = Field(True, description="TCP frames of up to 64 KiB, both ways")
+    uso: Bool = Field(True, description="the same for UDP")
     event_idx: Bool = True
     indirect: Bool = True
 
 
 class Port(ConfigModel):
-    """A vhost-user port: the switch listens on `socket`, one front end at a time connects."""
+    """A vhost-user port: one front end at a time, by `socket`."""
 
     LATER = frozenset(
         {
             *("vlan_mode", "tag", "trunks", "cvlans", "protected", "storm_control", "port_security"),
-            *("policing", "shaping", "on_full", "backpressure_ms"),
+            *("policing", "shaping"),
             *("ifname", "netns", "addresses", "promisc"),  # tap, af_packet
             *(
                 "vni",
@@ -107,7 +113,7 @@ class Port(ConfigModel):
         }
     )
     # A change of these ends the front end's connection; all others are live.
-    DISRUPTIVE: ClassVar[frozenset[str]] = frozenset({"type", "socket", "mode", "queues", "features"})
+    DISRUPTIVE: ClassVar[frozenset[str]] = frozenset({"type", "socket", "mode", "queues", "features", "rxq_affinity"})
 
     type: Annotated[
         Literal["vhost-user"], choice("vhost-user", "tap", "af_packet", "vxlan", "geneve", "gre", "pcap")
@@ -118,10 +124,19 @@ class Port(ConfigModel):
     mtu: Int | None = Field(
         None, ge=68, le=65535, description="L3 size in bytes, checked at egress and offered to the guest"
     )
+    on_full: Literal["drop", "backpressure"] = Field(
+        "drop", description="what happens to known unicast for this port while its guest takes nothing"
+    )
+    backpressure_ms: Int = Field(
+        10, ge=1, le=1000, description="milliseconds that its senders wait at most, with on_full: backpressure"
+    )
     socket: AbsolutePath | None = Field(None, description="default: {socket_dir}/{name}.sock")
-    mode: Annotated[Literal["server"], choice("server", "client")] = "server"
-    queues: Annotated[Int, Field(ge=1, le=1), only(1, "several queue pairs")] = Field(
-        1, description="queue pairs offered"
+    mode: Literal["server", "client"] = Field(
+        "server", description="server: the switch listens, the VM connects; client: the other way round"
+    )
+    queues: Int = Field(8, ge=1, le=MAX_PAIRS, description="queue pairs offered at most")
+    rxq_affinity: tuple[Worker, ...] = Field(
+        (), max_length=MAX_PAIRS, description="the worker of each queue pair, from the first on; spread when absent"
     )
     features: Features = Field(default_factory=Features)
 
@@ -138,10 +153,10 @@ class Api(ConfigModel):
 class DatapathConfig(ConfigModel):
     """The poll threads."""
 
-    workers: Annotated[Int, Field(ge=1, le=1), only(1, "several workers")] = Field(1, description="poll threads")
-    cpus: tuple[Cpu, ...] = Field((), max_length=1, description="one per worker; unpinned when empty")
+    workers: Int = Field(1, ge=1, le=MAX_WORKERS, description="poll threads")
+    cpus: tuple[Cpu, ...] = Field((), max_length=MAX_WORKERS, description="one per worker; unpinned when empty")
     polling: Literal["busy", "adaptive", "interrupt"] = "adaptive"
-    poll_us: Int = Field(50, ge=0, le=1_000_000, description="microseconds of polling before sleep (adaptive)")
+    poll_us: Int = Field(50, ge=0, le=1_000_000, description="microseconds of polling before sleep, at most (adaptive)")
 
 
 def default_runtime_dir() -> Path:
@@ -328,9 +343,19 @@ LINK_MESSAGES: dict[LinkReason, str] = {
 }
 
 
-def link_message(reason: LinkReason, port: str, socket: Path | str = "", detail: str = "") -> str:
+WAITING_AS_CLIENT = (
+    "no VM listens on {socket}, where the switch connects again and again: start QEMU with the lines of"
+    " `pvswitch port qemu-args {port}` (server=on,wait=off)"
+)
+
+
+def link_message(
+    reason: LinkReason, port: str, socket: Path | str = "", detail: str = "", *, mode: str = "server"
+) -> str:
     """Return the one sentence for `state.message`, with the remedy; `detail` is what the caller saw."""
-    message = LINK_MESSAGES[reason].format(port=port, socket=socket)
+    waits_as_client = reason is LinkReason.WAITING_FOR_FRONTEND and mode == "client"
+    template = WAITING_AS_CLIENT if waits_as_client else LINK_MESSAGES[reason]
+    message = template.format(port=port, socket=socket)
     return f"{message} ({detail})" if detail else message
 
 
@@ -345,7 +370,7 @@ class Queues(BaseModel):
     """Queue pairs."""
 
     offered: int = 1
-    enabled: int = 0
+    enabled: int = Field(0, description="both rings started and enabled")
 
 
 class Memory(BaseModel):
@@ -378,6 +403,7 @@ class QueueStats(BaseModel):
     bytes: int = 0
     notifications: int = 0
     notifications_suppressed: int = 0
+    worker: int | None = Field(None, description="who polls its pair; absent while the ring isn't started")
 
 
 class PortStats(BaseModel):

@@ -3,7 +3,8 @@
 
 `Ports` implements the controller's `Dataplane`: prepare() makes everything that can fail (sockets, handles, FDBs) and
 touches nothing that is in use; commit() publishes new tables, after which frames go by the new configuration; retire()
-frees what the old one needed. A port is replaced as a whole when its socket changes; other changes are live.
+frees what the old one needed, and then lets front ends come to the new ports. A port is replaced as a whole when its
+socket or mode changes; other changes are live, but for those that a front end must connect anew for.
 
 Dynamic FDB entries of a port go when its link goes down, when it leaves its bridge and when it is removed.
 Used by `controller.py` and `api/` through their protocols, and by `daemon.py`, which owns its life.
@@ -125,14 +126,14 @@ class Ports:
     def _prepare_port(self, prepared: Prepared, name: str) -> VhostPort:
         config = prepared.config
         present = self._ports.get(name)
-        if present is not None and present.server.path == config.port_socket(name):
+        if present is not None and present.suits(config.ports[name], config.port_socket(name)):
             return present
         port = VhostPort(
             self._datapath,
             name,
             config.ports[name],
             path=config.port_socket(name),
-            mode=config.socket_mode_bits(),
+            socket_mode=config.socket_mode_bits(),
             gid=config.socket_gid(),
             on_link=self._on_link,
         )
@@ -164,16 +165,20 @@ class Ports:
         self._forget(before, prepared)
         for name in self._fdbs:
             self._set_statics(name, before, prepared)
-        for port in prepared.new_ports:
-            port.listen()
 
     async def _publish(self) -> None:
         assert self._config is not None
         bridges = list(self._config.bridges)
         await self._datapath.publish(
             [
-                PortView(port.handle, bridges.index(conf.bridge or bridges[0]), conf.enabled, conf.mtu or 0)
-                for port, conf in ((self._ports[name], conf) for name, conf in self._config.ports.items())
+                PortView(
+                    self._ports[name].handle,
+                    bridges.index(conf.bridge or bridges[0]),
+                    conf.enabled,
+                    conf.mtu or 0,
+                    conf.backpressure_ms if conf.on_full == "backpressure" else 0,
+                )
+                for name, conf in self._config.ports.items()
             ],
             [
                 BridgeView(self._fdbs[name], conf.forward_bpdu, conf.flood_unknown)
@@ -206,13 +211,20 @@ class Ports:
                 fdb.set_static(_mac_bytes(mac), vid, port.handle.ref)
 
     async def retire(self, prepared: object) -> None:
-        """Free what the old configuration needed; front ends that must see new features connect anew."""
+        """Free what the old configuration needed; front ends that must see another offer connect anew.
+
+        New ports begin last: one that connects must not find a socket on which its own predecessor listens.
+        """
         assert isinstance(prepared, Prepared)
-        await asyncio.gather(
-            *(port.close() for port in prepared.old_ports), *(port.server.hang_up() for port in prepared.reconnect)
-        )
-        for fdb in prepared.old_fdbs:
-            fdb.close()
+        try:
+            await asyncio.gather(
+                *(port.close() for port in prepared.old_ports), *(port.hang_up() for port in prepared.reconnect)
+            )
+            for fdb in prepared.old_fdbs:
+                fdb.close()
+        finally:
+            for port in prepared.new_ports:
+                port.listen()
 
     # ---- Dataplane: what there is to see
 
@@ -334,9 +346,9 @@ def _stat_values(counters: PortCounters) -> dict[str, int | dict[str, int]]:
 
 
 def _queue_stats(port: VhostPort) -> list[QueueStats]:
-    """The switch's view: what comes from a guest's transmit ring is rx."""
+    """The rings of the pairs that are offered. The switch's view: what comes from a guest's transmit ring is rx."""
     stats = []
-    for index in range(port.handle.rings):
+    for index in range(2 * port.pairs):
         ring = port.handle.ring_status(index)
         stats.append(
             QueueStats(
@@ -346,6 +358,7 @@ def _queue_stats(port: VhostPort) -> list[QueueStats]:
                 bytes=ring.bytes,
                 notifications=ring.notifications,
                 notifications_suppressed=ring.notifications_suppressed,
+                worker=ring.worker if ring.running else None,
             )
         )
     return stats

@@ -9,6 +9,7 @@ would. Used by `pvswitch.demo`, the system tests and the benchmarks; nothing of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -127,19 +128,34 @@ class SwitchProcess:
         finally:
             self._process = None
 
+    async def kill(self) -> None:
+        """End the switch as `kill -9` does; `start` begins anew in the same folder, with what was left there."""
+        process = self._process
+        if process is None:
+            raise SwitchProcessError("the switch is not running: start it first")
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        self._process = None
+        await self._let_go()
+
     async def close(self) -> None:
         """Stop the switch if it runs and remove its folder; may be called again."""
         try:
-            if self._session is not None:
-                await self._session.close()
-                self._session = None
             if self._process is not None:
                 await self.stop()
         finally:
-            if self._log is not None:
-                self._log.close()
-                self._log = None
+            await self._let_go()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _let_go(self) -> None:
+        """Close what belongs to one run of the switch."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     async def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Ask the API; return the status and the decoded body (None if empty). `path` is the full one."""
@@ -171,12 +187,13 @@ class SwitchProcess:
             raise SwitchProcessError(f"pvswitch {shlex.join(arguments)}: {complaint.decode(errors='replace').strip()}")
         return output.decode()
 
-    async def qemu_args(self, port: str, version: tuple[int, int], accel: str) -> list[str]:
+    async def qemu_args(self, port: str, version: tuple[int, int], accel: str, queues: int = 1) -> list[str]:
         """Return the words of `pvswitch port qemu-args PORT`, unchanged, as a shell would split them.
 
         `version` is that of the QEMU to start, `accel` its accelerator: what to know for ready-made lines.
+        `queues` are the guest's queue pairs.
         """
-        options = ("--qemu-version", "{}.{}".format(*version), "--accel", accel.split(",")[0])
+        options = ("--qemu-version", "{}.{}".format(*version), "--accel", accel.split(",")[0], "--queues", str(queues))
         text = await self.cli("port", "qemu-args", port, *options)
         return shlex.split(text.replace("\\\n", " "))
 

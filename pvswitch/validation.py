@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pvswitch.errors import FieldError, InvalidDocument
-from pvswitch.model import ConfigModel, StaticEntry, SwitchConfig
+from pvswitch.model import MAX_PAIRS, MAX_WORKERS, ConfigModel, StaticEntry, SwitchConfig
 from pvswitch.values import is_name
 
 Loc = tuple[str | int, ...]
@@ -124,7 +125,7 @@ def without(document: Mapping[Any, Any], locs: list[Loc]) -> dict[Any, Any]:
     """Return a copy of `document` without the values at `locs`, so that the rest can be checked."""
     copy = _copy(document)
     for loc in sorted(locs, key=len):
-        _remove(copy, loc)
+        _remove(copy, loc if loc[:1] == ("bridges",) else tuple(takewhile(lambda part: isinstance(part, str), loc)))
     return copy if isinstance(copy, dict) else {}
 
 
@@ -143,7 +144,7 @@ def _remove(root: Any, loc: Loc) -> None:
     for depth, part in enumerate(loc):
         last = depth == len(loc) - 1
         if isinstance(here, list) and isinstance(part, int) and part < len(here):
-            here[part] = _PLACEHOLDER  # what is wrong in a list is an entry of a bridge's fdb
+            here[part] = _PLACEHOLDER  # lists of plain values are removed as a whole, so this is an entry of an fdb
             return
         if not isinstance(here, dict):
             return
@@ -152,10 +153,21 @@ def _remove(root: Any, loc: Loc) -> None:
             return
         if last:
             del here[key]
-            if depth == 1 and loc[0] in ("bridges", "ports") and isinstance(key, str) and is_name(key):
-                here[key] = {}  # others may refer to this name
+            _stand_in(here, loc, key)
             return
         here = here[key]
+
+
+def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
+    """Put something in the place of a value that is wrong, where others are measured against it."""
+    match loc:
+        case ("bridges" | "ports", _) if isinstance(key, str) and is_name(key):
+            here[key] = {}  # others may refer to this name
+        case ("datapath", "workers"):
+            here[key] = MAX_WORKERS
+            here.pop("cpus", None)  # one for each worker, so nothing can be said of them
+        case ("ports", _, "queues"):
+            here[key] = MAX_PAIRS
 
 
 def _positions(document: Mapping[Any, Any]) -> Callable[[Loc], tuple[int, ...]]:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vhost-user port: what its front end asks for, carried out on its handle in the core, and its link state.
 
-`VhostPort` is the `Backend` of its own `VhostUserServer`. The session believes a ring to run from start_ring() to
-stop_ring(); here a ring may be *paused* in between, while guest memory is replaced or has gone: it resumes where it
-stopped as soon as its addresses translate again.
+`VhostPort` is the `Backend` of its own `Endpoint`, which listens or connects by the port's `mode`. The session believes
+a ring to run from start_ring() to stop_ring(); here a ring may be *paused* in between, while guest memory is replaced
+or has gone: it resumes where it stopped as soon as its addresses translate again.
 
-The link is up when both rings run and are enabled. Everything that keeps it down has one reason (`LinkReason`), looked
-for in a fixed order. A front end whose memory isn't shared looks healthy from here, except that kicks arrive and the
-avail index never moves: `tick()`, called once a second, looks for that.
+The link is up when some queue pair has both rings running and enabled. Everything that keeps it down has one reason
+(`LinkReason`), looked for in a fixed order. A front end whose memory isn't shared looks healthy from here, except that
+kicks arrive and the avail index never moves: `tick()`, called once a second, looks for that.
 
 Used by `ports.py`, on the event loop.
 """
@@ -22,9 +22,11 @@ from pathlib import Path
 
 import structlog
 
-from pvswitch.datapath import Datapath, DatapathPort, MemoryRegion, RingConf
+from pvswitch.datapath import MAX_PAIRS, Datapath, DatapathPort, MemoryRegion, RingConf
 from pvswitch.model import Frontend, LinkReason, Memory, Port, PortState, Queues, link_message
 from pvswitch.vhost_user.backend import Region, RingNotReady, RingSetup
+from pvswitch.vhost_user.client import VhostUserClient
+from pvswitch.vhost_user.connection import Endpoint
 from pvswitch.vhost_user.features import Feature, ProtocolFeature, feature_names
 from pvswitch.vhost_user.server import VhostUserServer
 from pvswitch.vhost_user.session import Offer, Phase
@@ -34,6 +36,10 @@ log = structlog.get_logger(__name__)
 NOT_SHARED_TICKS = 2
 """Seconds (ticks) of kicks without a moving avail index before memory counts as not shared."""
 
+_CSUM = Feature.CSUM | Feature.GUEST_CSUM
+_TSO = Feature.HOST_TSO4 | Feature.HOST_TSO6 | Feature.GUEST_TSO4 | Feature.GUEST_TSO6
+_ECN = Feature.HOST_ECN | Feature.GUEST_ECN
+_USO = Feature.HOST_USO | Feature.GUEST_USO4 | Feature.GUEST_USO6
 _ALWAYS = Feature.VERSION_1 | Feature.ANY_LAYOUT | Feature.GUEST_ANNOUNCE | Feature.PROTOCOL_FEATURES
 _PROTOCOL = (
     ProtocolFeature.MQ
@@ -46,16 +52,20 @@ _PROTOCOL = (
 
 
 def offer_for(port: Port) -> Offer:
-    """Return what the port offers to a front end, by its configuration."""
-    features = _ALWAYS
-    for wanted, bit in (
+    """Return what the port offers to a front end, by its configuration. Segmentation needs checksums."""
+    features, csum = _ALWAYS, port.features.csum
+    for wanted, bits in (
         (port.features.mrg_rxbuf, Feature.MRG_RXBUF),
         (port.features.event_idx, Feature.EVENT_IDX),
         (port.features.indirect, Feature.INDIRECT_DESC),
+        (csum, _CSUM),
+        (csum and port.features.tso, _TSO | _ECN),
+        (csum and port.features.uso, _USO),
         (port.mtu is not None, Feature.MTU),
+        (port.queues > 1, Feature.MQ),
     ):
         if wanted:
-            features |= bit
+            features |= bits
     return Offer(features=int(features), protocol_features=int(_PROTOCOL), queue_pairs=port.queues)
 
 
@@ -76,15 +86,21 @@ class VhostPort:
         port: Port,
         *,
         path: Path,
-        mode: int,
+        socket_mode: int,
         gid: int,
         on_link: Callable[[VhostPort], None],
     ) -> None:
-        """Take a handle in the core (OSError ENOSPC). `on_link` is called when the link goes up or down."""
+        """Take a handle in the core (OSError ENOSPC). `on_link` is called when the link goes up or down.
+
+        `socket_mode` and `gid` are those of the socket file, where the switch makes it.
+        """
         self.name = name
-        self.handle: DatapathPort = datapath.port(port.queues)
-        self.server = VhostUserServer(
-            path, offer=offer_for(port), backend=self, mode=mode, gid=gid, on_change=self.refresh
+        self.handle: DatapathPort = datapath.port(MAX_PAIRS)  # so that `queues` can change
+        offer = offer_for(port)
+        self.endpoint: Endpoint = (
+            VhostUserClient(path, offer=offer, backend=self, on_change=self.refresh)
+            if port.mode == "client"
+            else VhostUserServer(path, offer=offer, backend=self, mode=socket_mode, gid=gid, on_change=self.refresh)
         )
         self._port = port
         self._on_link = on_link
@@ -99,23 +115,31 @@ class VhostPort:
     # ---- life
 
     def bind(self) -> None:
-        """Make the socket file. Raises PvswitchError."""
-        self.server.bind()
+        """Make the socket file, if the switch listens. Raises PvswitchError."""
+        self.endpoint.bind()
 
     def listen(self) -> None:
-        """Let a front end connect; can't fail."""
-        self.server.listen()
+        """Let a front end connect, or begin to connect to one; can't fail."""
+        self.endpoint.listen()
+
+    async def hang_up(self) -> None:
+        """End the connection, if there is one; the next front end sees what is offered then."""
+        await self.endpoint.hang_up()
+
+    def suits(self, port: Port, path: Path) -> bool:
+        """Return whether this port can take over a changed configuration; otherwise it is replaced as a whole."""
+        return (self.endpoint.path, self._port.mode) == (path, port.mode)
 
     def configure(self, port: Port) -> bool:
-        """Take over a changed configuration; return whether the front end has to connect anew to see it."""
+        """Take over a changed configuration that suits; return whether its front end has to connect anew for it."""
         before, self._port = self._port, port
-        self.server.offer = offer_for(port)
+        self.endpoint.offer = offer_for(port)
         self.refresh()
-        return before.features != port.features
+        return any(getattr(before, key) != getattr(port, key) for key in ("queues", "rxq_affinity", "features"))
 
     async def close(self) -> None:
         """End the connection and free the handle; the tables must not name the port any more."""
-        await self.server.close()
+        await self.endpoint.close()
         self.handle.close()
 
     # ---- Backend: memory
@@ -196,6 +220,7 @@ class VhostPort:
             enabled=ring.enabled,
             kick_fd=ring.kick_fd,
             call_fd=ring.call_fd,
+            worker=self._worker(ring.index // 2),
         )
         try:
             await self.handle.start_ring(ring.index, conf)
@@ -204,6 +229,11 @@ class VhostPort:
                 raise RingNotReady from error
             raise
         self._live.add(ring.index)
+
+    def _worker(self, pair: int) -> int:
+        """Return who is to poll a queue pair; -1: the core spreads."""
+        affinity = self._port.rxq_affinity
+        return affinity[pair] if pair < len(affinity) else -1
 
     async def stop_ring(self, index: int) -> int:
         """Stop a ring, or forget a paused one; returns its avail index."""
@@ -277,18 +307,18 @@ class VhostPort:
         reason, detail = self._why_down()
         if reason is None:
             return None, None
-        return reason, link_message(reason, self.name, self.server.path, detail)
+        return reason, link_message(reason, self.name, self.endpoint.path, detail, mode=self._port.mode)
 
     def _why_down(self) -> tuple[LinkReason | None, str]:
         if not self._port.enabled:
             return LinkReason.ADMIN_DOWN, ""
-        match self.server.phase:
+        match self.endpoint.phase:
             case Phase.WAITING_FOR_FRONTEND:
-                return LinkReason.WAITING_FOR_FRONTEND, self.server.last_error or ""
+                return LinkReason.WAITING_FOR_FRONTEND, self.endpoint.last_error or ""
             case Phase.FEATURES_REFUSED:
-                return LinkReason.FEATURES_REFUSED, ", ".join(feature_names(self.server.refused_features))
+                return LinkReason.FEATURES_REFUSED, ", ".join(feature_names(self.endpoint.refused_features))
             case Phase.DRIVER_NOT_STARTED:
-                return LinkReason.DRIVER_NOT_STARTED, self.server.last_error or ""
+                return LinkReason.DRIVER_NOT_STARTED, self.endpoint.last_error or ""
             case phase:
                 broken = self.handle.broken()
                 if broken is not None:
@@ -297,23 +327,30 @@ class VhostPort:
                     return LinkReason.MEMORY_NOT_SHARED, ""
                 if phase is Phase.QUEUE_DISABLED:
                     return LinkReason.QUEUE_DISABLED, ""
-                if len(self._live) < len(self._wanted) or not self._live:
-                    return LinkReason.DRIVER_NOT_STARTED, ""
-                return None, ""
+                return (None if self._pairs_up() else LinkReason.DRIVER_NOT_STARTED), ""
+
+    def _pairs_up(self) -> int:
+        """Return how many queue pairs have both rings running and enabled."""
+        up = {index for index, ring in self._wanted.items() if ring.enabled and index in self._live}
+        return sum(index % 2 == 0 and index + 1 in up for index in up)
+
+    @property
+    def pairs(self) -> int:
+        """How many queue pairs are offered."""
+        return self._port.queues
 
     def state(self) -> PortState:
         """Return what the API shows of this port."""
         reason, message = self.link()
-        session, peer = self.server.state, self.server.peer
+        session, peer = self.endpoint.state, self.endpoint.peer
         features = session.features if session is not None else None
-        enabled = {index // 2 for index, ring in self._wanted.items() if ring.enabled}
         return PortState(
             link="up" if reason is None else "down",
             reason=reason,
             message=message,
             frontend=Frontend(pid=peer.pid, uid=peer.uid) if peer is not None else None,
             features=feature_names(features) if features is not None else [],
-            queues=Queues(offered=self._port.queues, enabled=len(enabled)),
+            queues=Queues(offered=self.pairs, enabled=self._pairs_up()),
             memory=Memory(regions=len(self._regions), bytes=sum(r.size for r in self._regions)),
             mtu=session.mtu if session is not None and session.mtu else self._port.mtu,
         )

@@ -35,8 +35,9 @@ from pvswitch.errors import PvswitchError
 INSTALL_HINT = "run scripts/install-system-packages as root, or apt-get install"
 SYSTEM_ROOT = Path("/")
 DEFAULT_MODULES = ("virtio_pci", "virtio_net")
-# IPv6 is off for silence on the wire: neither router solicitations nor address detection between the frames.
-KERNEL_WORDS = ("console=ttyS0", "panic=-1", "quiet", "ipv6.disable=1")
+# IPv6 is off on every interface that was given no such address, for silence on the wire: neither router
+# solicitations nor address detection between the frames.
+KERNEL_WORDS = ("console=ttyS0", "panic=-1", "quiet", "ipv6.disable_ipv6=1")
 # What a guest may take to answer after its own limit for a command has passed, before it counts as dead.
 ANSWER_GRACE = 15.0
 
@@ -53,11 +54,17 @@ ip link set lo up
 for word in $(cat /proc/cmdline); do
     case $word in
     nic=*)
-        IFS=, read -r name address mtu <<END
+        IFS=, read -r name address mtu address6 <<END
 ${word#nic=}
 END
         [ -z "$mtu" ] || ip link set "$name" mtu "$mtu"
         [ -z "$address" ] || ip address add "$address" dev "$name"
+        if [ -n "$address6" ]; then
+            for setting in disable_ipv6 accept_dad router_solicitations; do
+                echo 0 > "/proc/sys/net/ipv6/conf/$name/$setting"
+            done
+            ip address add "$address6" dev "$name"
+        fi
         ip link set "$name" up
         ;;
     esac
@@ -103,15 +110,19 @@ class Image:
 
 @dataclass(frozen=True)
 class Nic:
-    """How the guest sets up one of its interfaces (`eth0`, ... in the order of the devices) at boot."""
+    """How the guest sets up one of its interfaces (`eth0`, ... in the order of the devices) at boot.
+
+    Addresses come with their prefix length; without an IPv6 one the interface has no IPv6 at all.
+    """
 
     name: str
     address: str = ""
     mtu: int | None = None
+    address6: str = ""
 
     def word(self) -> str:
         """Return the word of the kernel's command line that the init script understands."""
-        return f"nic={self.name},{self.address},{self.mtu or ''}"
+        return f"nic={self.name},{self.address},{self.mtu or ''},{self.address6}"
 
 
 def cache_dir() -> Path:
@@ -143,18 +154,20 @@ def accelerator() -> str:
     return os.environ.get("PVSWITCH_ACCEL", "tcg,thread=multi")
 
 
-def find_kernel() -> Kernel:
-    """Return the newest Debian cloud kernel, installed or in the cache. Raises `MissingTool` without.
+def find_kernel(minimum: tuple[int, int] = (0, 0)) -> Kernel:
+    """Return a Debian cloud kernel of version `minimum` or later. Raises `MissingTool` without.
 
-    A kernel that only root may read (as some distributions install them) is passed over.
+    The newest one installed, else that of the cache, else the one from backports there. A kernel that only root
+    may read (as some distributions install them) is passed over.
     """
-    for root in (SYSTEM_ROOT, cache_dir() / "kernel"):
+    for root in (SYSTEM_ROOT, cache_dir() / "kernel", cache_dir() / "kernel-backports"):
         for image in sorted(root.glob("boot/vmlinuz-*-cloud-amd64"), key=_version_key, reverse=True):
             release = image.name.removeprefix("vmlinuz-")
             for modules in (root / "lib/modules" / release, root / "usr/lib/modules" / release):
-                if modules.is_dir() and os.access(image, os.R_OK):
+                if _version_key(image) >= [*minimum] and modules.is_dir() and os.access(image, os.R_OK):
                     return Kernel(image, modules)
-    raise MissingTool(f"no Debian cloud kernel in /boot or {cache_dir()}: {INSTALL_HINT} linux-image-cloud-amd64")
+    wanted = "no Debian cloud kernel" + (" of {}.{} or later".format(*minimum) if any(minimum) else "")
+    raise MissingTool(f"{wanted} in /boot or {cache_dir()}: {INSTALL_HINT} linux-image-cloud-amd64")
 
 
 def find_busybox() -> Path:
@@ -166,16 +179,22 @@ def find_busybox() -> Path:
 
 
 def build_image(
-    directory: Path, *, modules: Sequence[str] = DEFAULT_MODULES, extra_binaries: Sequence[str] = ()
+    directory: Path,
+    *,
+    kernel: Kernel | None = None,
+    modules: Sequence[str] = DEFAULT_MODULES,
+    extra_binaries: Sequence[str | Path] = (),
 ) -> Image:
-    """Write an initramfs into `directory` and return it with its kernel.
+    """Write an initramfs into `directory` and return it with its kernel, by default what `find_kernel` finds.
 
     `modules` are loaded in order, each after what it depends on. `extra_binaries` are programs of the host,
     by name or path, which go to `/bin` of the guest together with their shared libraries.
     """
-    kernel = find_kernel()
+    kernel = kernel or find_kernel()
     archive = _Cpio()
     archive.add("init", INIT.encode(), executable=True)
+    # tcpdump looks up the user that it is told to be.
+    archive.add("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")
     archive.add("bin/busybox", find_busybox().read_bytes(), executable=True)
     order = []
     for name, content in _resolve_modules(kernel.modules, modules):
@@ -294,10 +313,16 @@ class Machine:
         cpus: int = 1,
         qemu: str | None = None,
         append: str = "",
+        launcher: Sequence[str] = (),
     ) -> None:
-        """Prepare the command line; nothing runs yet. `append` is added to the kernel's command line."""
+        """Prepare the command line; nothing runs yet.
+
+        `append` is added to the kernel's command line. `launcher` are words that start QEMU by exec, such as
+        `nsenter --net=...`.
+        """
         self.name = name
         self.qemu = qemu or find_qemu()
+        self._launcher = launcher
         words = [
             *KERNEL_WORDS,
             *(nic.word() for nic in nics),
@@ -341,7 +366,7 @@ class Machine:
     @property
     def command_line(self) -> str:
         """QEMU's command line, quoted for a shell."""
-        return shlex.join([self.qemu, *self._arguments])
+        return shlex.join([*self._launcher, self.qemu, *self._arguments])
 
     def console(self, lines: int = 20) -> str:
         """Return the last lines of what QEMU and the guest's kernel have printed."""
@@ -356,7 +381,7 @@ class Machine:
         self._log = tempfile.TemporaryFile(prefix=f"pvswitch-{self.name}-")  # noqa: SIM115 (closed by close())
         # setpriv execs QEMU in place: the same process, killed by the kernel if the parent thread dies.
         self._process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "KILL", "--", self.qemu, *self._arguments),
+            *("setpriv", "--pdeathsig", "KILL", "--", *self._launcher, self.qemu, *self._arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -350,13 +350,18 @@ async def get_attachment(call: Call) -> web.Response:
     """Return the lines that start a VM on a port."""
     name = call.path("name")
     _check_port(call, name)
+    queues, offered = call.query.get("queues", 1), call.config.ports[name].queues
+    if queues > offered:
+        message = f"port {name!r} offers {offered} queue pairs: ask for fewer, or raise its `queues`"
+        raise ApiProblem(422, message, [ProblemError(pointer="?queues", detail=f"must be at most {offered}")])
     if call.query.get("format") == "libvirt":
-        text = lines.libvirt_xml(call.config, name) + "\n"
+        text = lines.libvirt_xml(call.config, name, queues) + "\n"
         return reply(Attachment(name=name, format="libvirt", args=[], text=text))
     guest = lines.Guest(
         version=call.query.get("qemu_version"),
         accel=call.query.get("accel", "kvm"),
         memory=call.query.get("memory", lines.DEFAULT_MEMORY),
+        queues=queues,
     )
     groups = lines.qemu_lines(call.config, name, guest)
     args = [word for group in groups for word in group]

@@ -24,7 +24,7 @@ from pvswitch.api.schemas import (
     Status,
     Totals,
 )
-from pvswitch.model import Bridge, FdbEntry, Port, PortStats, SwitchConfig, WorkerPerf
+from pvswitch.model import MAX_PAIRS, Bridge, FdbEntry, Port, PortStats, SwitchConfig, WorkerPerf
 
 Handler = Callable[[h.Call], Awaitable[web.Response]]
 
@@ -80,6 +80,7 @@ _ATTACH = (
     _text("qemu_version", attach.VERSION_PATTERN, "9.2", "of the QEMU to start", attach.parse_version),
     choice("accel", "kvm", "tcg", default="kvm", description="how that QEMU runs"),
     _text("memory", attach.MEMORY_PATTERN, "256M", "of the VM"),
+    integer("queues", 1, MAX_PAIRS, "queue pairs of the VM's device, at most as many as the port offers"),
 )
 _DRY_RUN = (choice("dry_run", "true", "false", default="false", description="only show the difference"),)
 

@@ -7,7 +7,7 @@ A message once begun must be complete after `message_timeout` seconds, a reply b
 header (QEMU docs/interop/vhost-user.rst, and unix(7) for SCM_RIGHTS); whatever comes elsewhere, or was
 cut off by the kernel, ends the connection, and is closed.
 
-Used by `server.py`, one task per channel, on the event loop only.
+Used by `connection.py`, one task per channel, on the event loop only.
 """
 
 from __future__ import annotations

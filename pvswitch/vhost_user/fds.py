@@ -2,7 +2,7 @@
 """Ownership of received file descriptors: each has exactly one owner, who closes it exactly once.
 
 `FdBag` owns what came with a message until somebody takes it out; `OwnedFd` is a descriptor kept for
-longer (a ring's kick or call). Both may be closed again without harm. Used by the session and the server,
+longer (a ring's kick or call). Both may be closed again without harm. Used by the session and the channel,
 on the event loop only.
 """
 

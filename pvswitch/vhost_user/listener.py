@@ -30,9 +30,7 @@ class SocketFile:
         Nobody can connect before `listen()`.
         """
         self.path = path
-        size = len(os.fsencode(path))
-        if size > PATH_MAX:
-            raise PvswitchError(f"socket path {path} has {size} bytes, {PATH_MAX} are possible: use a shorter one")
+        check_length(path)
         _clear_stale(path)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._identity: tuple[int, int] | None = None
@@ -56,6 +54,13 @@ class SocketFile:
         if self._identity is not None and _identify(self.path) == self._identity:
             self.path.unlink(missing_ok=True)
         self._identity = None
+
+
+def check_length(path: Path) -> None:
+    """Raise PvswitchError for a path that no socket can have."""
+    size = len(os.fsencode(path))
+    if size > PATH_MAX:
+        raise PvswitchError(f"socket path {path} has {size} bytes, {PATH_MAX} are possible: use a shorter one")
 
 
 def _identify(path: Path) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@
 `Session.handle(message)` is a generator. It yields effects (`backend.py`) in the order in which they must
 happen; the caller carries each one out and sends its result in, or throws what the back end raised. It
 returns the reply to write, or None, or raises `ProtocolError`, after which the connection is to be
-closed. `server.py` is the caller; tests call it with scripted results.
+closed. `connection.py` is the caller; tests call it with scripted results.
 
 A ring has two independent properties. It is *started* when the features, its size, its addresses, its
 kick and its call are known and the back end could translate the addresses; GET_VRING_BASE stops it, and

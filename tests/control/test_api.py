@@ -184,6 +184,9 @@ async def test_the_lines_for_a_vm(switch: Switch) -> None:
     assert "reconnect-ms=1000" in modern["text"]
     assert modern["args"][:2] == ["-m", "1G"]
     assert "vhostuser" in (await switch.ask("GET", f"{path}?format=libvirt")).body["text"]
+    several = (await switch.ask("GET", f"{path}?queues=8")).body
+    assert "mq=on,vectors=18" in several["args"][-1]
+    assert "queues='8'" in (await switch.ask("GET", f"{path}?format=libvirt&queues=8")).body["text"]
 
 
 async def test_the_description_is_valid_and_complete(switch: Switch) -> None:

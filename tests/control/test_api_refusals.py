@@ -32,7 +32,7 @@ def assert_problem(answer: Answer, status: int) -> None:
 
 def place(pointer: str) -> str:
     parts = [part.replace("~1", "/").replace("~0", "~") for part in pointer.removeprefix("#/").split("/")]
-    loc = [int(part) if part.isdigit() and i > 2 else part for i, part in enumerate(parts)]
+    loc = [int(part) if part.isdigit() and i > 1 else part for i, part in enumerate(parts)]
     return FieldError(tuple(loc), "").place
 
 
@@ -102,6 +102,10 @@ async def test_wrong_values(switch: Switch, method: str, path: str, body: Any, p
         (f"{V1}/ports/vm1/attach?format=vmware", "?format"),
         (f"{V1}/ports/vm1/attach?qemu_version=new", "?qemu_version"),
         (f"{V1}/ports/vm1/attach?memory=1%20-x", "?memory"),
+        (f"{V1}/ports/vm1/attach?queues=0", "?queues"),
+        (f"{V1}/ports/vm1/attach?queues=17", "?queues"),
+        (f"{V1}/ports/vm1/attach?queues=9", "?queues"),  # 8 are offered
+        (f"{V1}/ports/vm1/attach?format=libvirt&queues=9", "?queues"),
         (f"{V1}/stats?x=1", "?x"),
         ("/openapi.json?x=1", "?x"),
     ],

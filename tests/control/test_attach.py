@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from pvswitch.attach import Guest, libvirt_xml, parse_version, port_mac, qemu_lines, qemu_text
 from pvswitch.validation import parse
 
-CONFIG = parse({"runtime_dir": "/r", "ports": {"vm1": {}, "vm2": {"mtu": 9000, "socket": "/a b/x,y&'\".sock"}}})
+CONFIG = parse(
+    {
+        "runtime_dir": "/r",
+        "ports": {"vm1": {}, "vm2": {"mtu": 9000, "socket": "/a b/x,y&'\".sock"}, "vm3": {"mode": "client"}},
+    }
+)
 
 
 def test_the_whole_of_it() -> None:
@@ -45,6 +50,35 @@ def test_what_depends_on_the_version(version: str | None, accel: str, reconnect:
     text = qemu_text(qemu_lines(CONFIG, "vm1", guest))
     assert f",{reconnect} " in text
     assert text.endswith(",vectors=0") is vectors
+
+
+def test_a_switch_that_connects_needs_a_vm_that_listens() -> None:
+    chardev = "-chardev socket,id=char-vm3,path=/r/ports/vm3.sock,server=on,wait=off \\"
+    for version in ((7, 2), (9, 2)):
+        assert chardev in qemu_text(qemu_lines(CONFIG, "vm3", Guest(version))).splitlines()
+    root = ElementTree.fromstring(f"<domain>{libvirt_xml(CONFIG, 'vm3')}</domain>")
+    source = root.find("interface/source")
+    assert source is not None
+    assert source.attrib == {"type": "unix", "path": "/r/ports/vm3.sock", "mode": "server"}
+    assert len(source) == 0  # libvirt refuses `reconnect` there
+
+
+@pytest.mark.parametrize(
+    ("version", "accel", "device"),
+    [
+        (None, "kvm", ",mq=on,vectors=10"),
+        ("7.2", "tcg", ",mq=on,vectors=0"),
+        ("10.0", "tcg", ",mq=on,vectors=10"),
+    ],
+)
+def test_several_queue_pairs(version: str | None, accel: str, device: str) -> None:
+    guest = Guest(None if version is None else parse_version(version), accel, queues=4)  # type: ignore[arg-type]
+    text = qemu_text(qemu_lines(CONFIG, "vm1", guest))
+    assert "-netdev vhost-user,id=net-vm1,chardev=char-vm1,queues=4 " in text
+    assert text.endswith(device)
+    root = ElementTree.fromstring(f"<domain>{libvirt_xml(CONFIG, 'vm1', 4)}</domain>")
+    assert root.find("interface/driver[@queues='4']") is not None
+    assert ElementTree.fromstring(f"<domain>{libvirt_xml(CONFIG, 'vm1')}</domain>").find("interface/driver") is None
 
 
 @pytest.mark.parametrize("text", ["", "9", "9.x", "9.2-rc1", "9.2.1.1", "-9.2", "99999.1"])

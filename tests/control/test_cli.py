@@ -124,6 +124,8 @@ async def test_the_lines_for_a_vm(pv: Command) -> None:
     tcg = (await pv("port", "qemu-args", "vm2", "--accel", "tcg", "--qemu-version", "7.2", "--memory", "1G")).out
     assert tcg.replace("1G", "256M") == kvm.replace("host_mtu=1500", "host_mtu=1500,vectors=0")
     assert "mode='client'" in (await pv("port", "libvirt-xml", "vm2")).out
+    assert "mq=on,vectors=10" in (await pv("port", "qemu-args", "vm2", "--queues", "4")).out
+    assert "queues='4'" in (await pv("port", "libvirt-xml", "vm2", "--queues", "4")).out
 
 
 async def test_the_doctor(pv: Command, switch: Switch, tmp_path: Path) -> None:
@@ -189,6 +191,8 @@ async def test_refusals_are_one_line_with_status_1(pv: Command, switch: Switch) 
         (("fdb", "add", "br0", "01:00:5e:00:00:01", "vm1"), "bridges.br0.fdb[0].mac: is a multicast"),
         (("fdb", "flush", "br9"), "there is no bridge 'br9'"),
         (("port", "qemu-args", "vm1", "--memory", "lots"), "?memory must be like 256M"),
+        (("port", "qemu-args", "vm1", "--queues", "9"), "port 'vm1' offers 8 queue pairs"),
+        (("port", "set", "vm1", "rxq_affinity=[0,1]"), "ports.vm1.rxq_affinity[1]: there is no worker 1"),
     ):
         result = await pv(*arguments)
         assert (result.status, result.out) == (1, ""), arguments

@@ -52,6 +52,11 @@ def test_steps_come_in_an_order_that_works() -> None:
         ({"labels": {"a": "b"}}, ("labels",), False),
         ({"socket": "/s"}, ("socket",), True),
         ({"features": {"indirect": False}}, ("features",), True),
+        ({"features": {"tso": False}}, ("features",), True),
+        ({"queues": 1}, ("queues",), True),
+        ({"mode": "client"}, ("mode",), True),
+        ({"rxq_affinity": [0, 0]}, ("rxq_affinity",), True),
+        ({"on_full": "backpressure", "backpressure_ms": 5}, ("on_full", "backpressure_ms"), False),
         ({"mtu": 9000, "socket": "/s"}, ("mtu", "socket"), True),
     ],
 )
@@ -111,7 +116,13 @@ async def test_no_difference_touches_nothing() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"datapath": {"polling": "busy"}}, {"socket_dir": "/s"}, {"socket_mode": "0600"}, {"api": {"socket": "/s"}}],
+    [
+        {"datapath": {"polling": "busy"}},
+        {"datapath": {"workers": 2}},
+        {"socket_dir": "/s"},
+        {"socket_mode": "0600"},
+        {"api": {"socket": "/s"}},
+    ],
 )
 async def test_what_takes_a_restart_is_refused(changes: dict[str, Any]) -> None:
     dataplane = FakeDataplane()

@@ -41,6 +41,13 @@ def test_the_switchs_own_sentence_comes_first(path: Path) -> None:
     assert len(diagnose([port(path, reason="broken", message="x")])) == 1
 
 
+def test_the_socket_of_a_vm_is_not_looked_at(path: Path) -> None:
+    path.unlink()
+    down = port(path, reason="waiting_for_frontend", message="x")
+    assert len(diagnose([down | {"mode": "client"}])) == 1
+    assert len(diagnose([down | {"mode": "server"}])) == 2
+
+
 def test_sockets_that_let_nobody_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.chmod(0o600)
     assert "socket_mode" in str(socket_problem(path))

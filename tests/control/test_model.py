@@ -46,7 +46,11 @@ def test_defaults_are_filled_in() -> None:
     assert config.api.socket == Path("/r/api.sock")
     assert config.socket_mode_bits() == 0o660
     assert config.bridges["br0"].aging_time == 300
-    assert config.ports["vm1"].mtu is None
+    port = config.ports["vm1"]
+    assert port.mtu is None
+    assert (port.queues, port.mode, port.on_full, port.backpressure_ms) == (8, "server", "drop", 10)
+    assert port.rxq_affinity == ()
+    assert set(port.features.model_dump().values()) == {True}
 
 
 def test_models_made_in_python_are_filled_in_too() -> None:
@@ -66,6 +70,20 @@ def test_a_configuration_is_frozen() -> None:
 def test_macs_are_normalised(written: str) -> None:
     config = parse({"bridges": {"b": {"fdb": [{"mac": written, "port": "p"}]}}, "ports": {"p": {}}})
     assert config.bridges["b"].fdb[0].mac == "52:54:00:ab:cd:ef"
+
+
+def test_workers_processors_and_who_polls_what() -> None:
+    port = {"queues": 16, "rxq_affinity": [15, 0, 15]}
+    config = parse({"datapath": {"workers": 16, "cpus": [*range(15), 1023]}, "ports": {"vm1": port}})
+    assert config.datapath.cpus[-1] == 1023
+    assert config.ports["vm1"].rxq_affinity == (15, 0, 15)
+    assert parse({"datapath": {"workers": 2, "cpus": []}}).datapath.cpus == ()
+
+
+def test_waiting_is_said_by_who_connects() -> None:
+    reason = LinkReason.WAITING_FOR_FRONTEND
+    assert "server=on,wait=off" in link_message(reason, "vm1", "/x.sock", mode="client")
+    assert "server=on" not in link_message(reason, "vm1", "/x.sock")
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:8080", "[::1]:8080", "127.8.8.8:1"])
@@ -118,6 +136,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         name: {"bridge": draw(st.sampled_from(bridges))}
         | draw(st.fixed_dictionaries({}, optional={"mtu": st.integers(68, 65535), "enabled": st.booleans()}))
         | draw(st.fixed_dictionaries({}, optional={"labels": st.dictionaries(NAMES, NAMES, max_size=2)}))
+        | draw(st.fixed_dictionaries({}, optional={"queues": st.integers(2, 16), "mode": st.just("client")}))
+        | draw(st.fixed_dictionaries({}, optional={"rxq_affinity": st.lists(st.integers(0, 3), max_size=2)}))
         for name in draw(st.lists(NAMES, max_size=5, unique=True))
     }
     static = {
@@ -128,7 +148,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         ]
         for bridge in bridges
     }
-    return {"bridges": {name: {"fdb": static[name]} for name in bridges}, "ports": ports}
+    bridge_settings = {name: {"fdb": static[name]} for name in bridges}
+    return {"bridges": bridge_settings, "ports": ports, "datapath": {"workers": 4}}
 
 
 @given(documents())
@@ -149,6 +170,8 @@ JUNK = st.recursive(
 @given(
     st.dictionaries(st.sampled_from(["bridges", "ports", "api", "datapath", "socket_mode", "x"]), JUNK)
     | st.builds(lambda junk: {"ports": {"vm1": junk}, "bridges": {"br0": junk}}, JUNK)
+    | st.builds(lambda junk: {"datapath": {"workers": junk, "cpus": [junk]}}, JUNK)
+    | st.builds(lambda junk: {"ports": {"vm1": {"rxq_affinity": [junk, 0], "queues": junk}}}, JUNK)
     | st.builds(lambda junk: {"bridges": {"br0": {"fdb": [junk, {"port": junk, "mac": junk}]}}}, JUNK)
 )
 def test_junk_is_refused_in_words_or_taken(document: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -64,6 +65,8 @@ PROTOCOL = int(
 )
 OFFER = Offer(features=FEATURES, protocol_features=PROTOCOL)
 REGION = MemRegion(gpa=0, size=1 << 20, uva=0x7F00_0000_0000, offset=0)
+WAIT = 10.0
+"""Seconds that anything may take before a test fails; nothing depends on taking less."""
 
 
 def open_fds() -> int:
@@ -266,11 +269,13 @@ class FakeBackend:
 class FrontEnd:
     """A front end's end of the socket: blocking, with a deadline; for use in a thread."""
 
-    def __init__(self, path: Path) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, end: Path | socket.socket) -> None:
+        """Connect to a path, or take over a socket that is connected."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if isinstance(end, Path) else end
         self.sock.settimeout(10)
         try:
-            self.sock.connect(str(path))
+            if isinstance(end, Path):
+                self.sock.connect(str(end))
         except OSError:
             self.sock.close()
             raise
@@ -325,3 +330,22 @@ class FrontEnd:
             return self.sock.recv(4096) == b""
         except ConnectionResetError:
             return True
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT):
+        while not condition():  # noqa: ASYNC110 (the conditions are another object's state)
+            await asyncio.sleep(0.005)
+
+
+def run_rings(peer: FrontEnd) -> None:
+    peer.say(Request.SET_PROTOCOL_FEATURES, U64(PROTOCOL))
+    peer.say(Request.SET_FEATURES, U64(FEATURES))
+    peer.say(Request.SET_MEM_TABLE, MemTable((REGION,)), [new_fd()])
+    for index in (0, 1):
+        peer.say(Request.SET_VRING_NUM, VringState(index, 256))
+        peer.say(Request.SET_VRING_ADDR, ring_addr(index))
+        peer.say(Request.SET_VRING_CALL, VringFd(index, True), [new_fd()])
+        peer.say(Request.SET_VRING_KICK, VringFd(index, True), [new_fd()])
+        peer.say(Request.SET_VRING_ENABLE, VringState(index, 1))
+    assert peer.ask(Request.GET_FEATURES) == FEATURES

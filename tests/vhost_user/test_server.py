@@ -33,10 +33,7 @@ from pvswitch.vhost_user.messages import (
 from pvswitch.vhost_user.server import VhostUserServer
 from pvswitch.vhost_user.session import Phase
 
-from .fakes import FEATURES, OFFER, PROTOCOL, REGION, FakeBackend, FrontEnd, new_fd, open_fds, ring_addr
-
-WAIT = 10.0
-"""Seconds that anything may take before a test fails; nothing depends on taking less."""
+from .fakes import FEATURES, OFFER, PROTOCOL, REGION, WAIT, FakeBackend, FrontEnd, new_fd, open_fds, run_rings, until
 
 
 @contextlib.asynccontextmanager
@@ -55,25 +52,6 @@ async def serving(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[VhostUs
     assert len(asyncio.all_tasks()) == tasks
     assert not server.path.exists()
     assert backend.running == set()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT):
-        while not condition():  # noqa: ASYNC110 (the conditions are another object's state)
-            await asyncio.sleep(0.005)
-
-
-def run_rings(peer: FrontEnd) -> None:
-    peer.say(Request.SET_PROTOCOL_FEATURES, U64(PROTOCOL))
-    peer.say(Request.SET_FEATURES, U64(FEATURES))
-    peer.say(Request.SET_MEM_TABLE, MemTable((REGION,)), [new_fd()])
-    for index in (0, 1):
-        peer.say(Request.SET_VRING_NUM, VringState(index, 256))
-        peer.say(Request.SET_VRING_ADDR, ring_addr(index))
-        peer.say(Request.SET_VRING_CALL, VringFd(index, True), [new_fd()])
-        peer.say(Request.SET_VRING_KICK, VringFd(index, True), [new_fd()])
-        peer.say(Request.SET_VRING_ENABLE, VringState(index, 1))
-    assert peer.ask(Request.GET_FEATURES) == FEATURES
 
 
 async def alive(server: VhostUserServer) -> None:
