@@ -80,6 +80,11 @@ class Ovs:
         self._daemons.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def pid(self) -> int:
+        """The process that forwards; only while it runs."""
+        return self._daemons[-1].pid
+
     async def clear_stats(self) -> None:
         """Start counting cycles anew."""
         await self._appctl("dpif-netdev/pmd-stats-clear")

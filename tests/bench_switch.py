@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A switch on the bench: no threads, no sockets, virtual time; for plain tests and hypothesis.
 
-`BenchSwitch` holds a `Datapath` whose worker is driven by hand, and `Driver` guests attached directly to its ports.
+`BenchSwitch` holds a `Datapath` whose workers are driven by hand, and `Driver` guests attached directly to its ports.
 Commands to the core run on a private event loop, which turns only inside calls. Time begins at a fixed second, moves
-by 100 microseconds with each round of the worker (longer than a ring is polled, so that kicks are needed), and by
+by 100 microseconds with each round of the workers (longer than a ring is polled, so that kicks are needed), and by
 `advance`. Whatever must happen happens within a bounded number of rounds, or an assertion fails.
 """
 
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from pvswitch.datapath import (
+    MAX_PAIRS,
     BridgeView,
     Datapath,
     DatapathPort,
@@ -43,11 +44,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PortSetup:
-    """A port's part of the tables; `mtu` 0 is not enforced."""
+    """A port's part of the tables; `mtu` 0 is not enforced, `backpressure_ms` 0 drops."""
 
     bridge: str = "br0"
     enabled: bool = True
     mtu: int = 0
+    backpressure_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class BenchPort:
 class BenchSwitch:
     """The switch; a context manager that leaves nothing behind. Tables are published as they are changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
         self.now_ns = START_NS
         self.events: list[Event] = []
         self.punts: list[Punt] = []
@@ -86,7 +88,7 @@ class BenchSwitch:
         self.fdbs: dict[str, Fdb] = {}
         self.bridges: dict[str, BridgeSetup] = {}
         self._loop = asyncio.new_event_loop()
-        self.datapath = Datapath()
+        self.datapath = Datapath(workers=workers)
         self.datapath.on_event = self.events.append
         self.datapath.on_punt = self.punts.append
         self._loop.run_until_complete(self._attach())
@@ -124,9 +126,9 @@ class BenchSwitch:
         return self.now_ns // NS
 
     def poll(self) -> int:
-        """One round of the worker; what it handled."""
+        """One round of each worker in turn; what they handled."""
         self.now_ns += ROUND_NS
-        return self.datapath.poll(self.now_ns)
+        return sum(self.datapath.poll(self.now_ns, worker) for worker in range(self.datapath.workers))
 
     def settle(self) -> None:
         """Rounds until nothing moves any more, and whatever comes up from the core."""
@@ -134,7 +136,7 @@ class BenchSwitch:
         while quiet < 3:
             quiet = quiet + 1 if self.poll() == 0 else 0
             rounds += 1
-            assert rounds < MAX_ROUNDS, "the worker finds work for ever"
+            assert rounds < MAX_ROUNDS, "the workers find work for ever"
         self._turn()
 
     def advance(self, seconds: float) -> None:
@@ -168,7 +170,7 @@ class BenchSwitch:
 
     def add_port(self, name: str, conf: DriverConf | None = None, setup: PortSetup | None = None) -> BenchPort:
         """A port on its bridge; with `conf`, a guest with running rings on it."""
-        self.ports[name] = BenchPort(self.datapath.port(), setup or PortSetup())
+        self.ports[name] = BenchPort(self.datapath.port(MAX_PAIRS), setup or PortSetup())
         self.publish()
         if conf is not None:
             self.attach(name, conf)
@@ -194,7 +196,9 @@ class BenchSwitch:
         self.command(
             self.datapath.publish(
                 [
-                    PortView(p.handle, order.index(p.setup.bridge), p.setup.enabled, p.setup.mtu)
+                    PortView(
+                        p.handle, order.index(p.setup.bridge), p.setup.enabled, p.setup.mtu, p.setup.backpressure_ms
+                    )
                     for p in self.ports.values()
                 ],
                 [
@@ -206,15 +210,18 @@ class BenchSwitch:
 
     # ---- guests ----
 
-    def attach(self, name: str, conf: DriverConf, *, enabled: bool = True) -> Driver:
-        """A guest with empty rings that run; it has posted no buffers yet."""
+    def attach(self, name: str, conf: DriverConf, *, receiving: int | None = None) -> Driver:
+        """A guest with empty rings that run; it has posted no buffers yet.
+
+        All rings are enabled, or with `receiving` of the receive rings only that pair's.
+        """
         port, guest = self.ports[name], Driver(conf)
         port.driver = guest
         for r in guest.regions():
             port.regions.append(port.handle.map_region(r.fd, r.gpa, r.size, r.uva, r.mmap_offset))
         port.handle.set_memory(port.regions)
         for ring in range(guest.n_rings):
-            self.start_ring(name, ring, enabled=enabled)
+            self.start_ring(name, ring, enabled=ring % 2 == TX or receiving in (None, ring // 2))
         return guest
 
     def start_ring(self, name: str, ring: int, *, enabled: bool = True) -> None:
@@ -261,28 +268,42 @@ class BenchSwitch:
 
     # ---- frames ----
 
-    def post(self, name: str, count: int | None = None, layout: Layout | None = None) -> int:
+    def post(self, name: str, count: int | None = None, layout: Layout | None = None, *, pair: int = 0) -> int:
         """Post receive buffers: how many there was room for."""
         guest = self.ports[name].guest
-        posted = guest.rx_fill(count, layout=layout)
-        guest.kick(RX)
+        posted = guest.rx_fill(count, layout=layout, pair=pair)
+        guest.kick(2 * pair + RX)
         return posted
 
-    def send(self, name: str, frame: bytes, layout: Layout | None = None, *, header: bytes | None = None) -> None:
+    def send(
+        self,
+        name: str,
+        frame: bytes,
+        layout: Layout | None = None,
+        *,
+        header: bytes | None = None,
+        pair: int = 0,
+    ) -> None:
         """The guest on a port transmits; nothing happens before the next round."""
         guest = self.ports[name].guest
-        guest.tx_reap()
-        guest.tx(frame, header=header, layout=layout)
-        guest.kick(TX)
+        guest.tx_reap(pair)
+        guest.tx(frame, header=header, layout=layout, pair=pair)
+        guest.kick(2 * pair + TX)
 
     def received(self, name: str) -> list[bytes]:
-        """What the guest on a port has received since the last time."""
+        """What the guest on a port has received since the last time, pair by pair."""
+        return [frame for frames in self.received_by_pair(name) for frame in frames]
+
+    def received_by_pair(self, name: str) -> list[list[bytes]]:
+        """The same for each pair."""
         guest = self.ports[name].guest
-        frames = []
-        while (got := guest.rx()) is not None:
-            frames.append(got[0])
-        guest.kick(RX)
-        return frames
+        pairs: list[list[bytes]] = []
+        for pair in range(guest.conf.queue_pairs):
+            pairs.append([])
+            while (got := guest.rx(pair)) is not None:
+                pairs[-1].append(got[0])
+            guest.kick(2 * pair + RX)
+        return pairs
 
     # ---- what there is to see ----
 

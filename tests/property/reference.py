@@ -42,25 +42,31 @@ def l3_size(frame: bytes) -> int:
 
 @dataclass
 class Guest:
-    """What is known of a guest: its net header's length, its buffers' size, whether one frame may take several."""
+    """What is known of a guest: its net header's length, its buffers' size, whether one frame may take several.
+
+    `posted` are the buffers of each of its queue pairs.
+    """
 
     header: int = 12
     buffer: int = 2048
     mergeable: bool = True
-    posted: int = 0
+    posted: list[int] = field(default_factory=lambda: [0])
 
 
 @dataclass
 class Port:
-    """A port. `rx`/`tx` in counters are the switch's view; `guest_rx` and `guest_tx` say whether a ring is enabled."""
+    """A port. `rx`/`tx` in counters are the switch's view.
+
+    `receiving` is the one queue pair whose receive ring is enabled, `sending` are those whose transmit ring is.
+    """
 
     ref: int
     bridge: str
     enabled: bool = True
     mtu: int = 0
     guest: Guest | None = None
-    guest_rx: bool = True
-    guest_tx: bool = True
+    receiving: int | None = 0
+    sending: set[int] = field(default_factory=lambda: {0})
     counters: Counter[str] = field(default_factory=Counter)
     rx_drops: Counter[str] = field(default_factory=Counter)
     tx_drops: Counter[str] = field(default_factory=Counter)
@@ -69,7 +75,7 @@ class Port:
     @property
     def link(self) -> bool:
         """Whether it can receive."""
-        return self.enabled and self.guest is not None and self.guest_rx
+        return self.enabled and self.guest is not None and self.receiving is not None
 
 
 @dataclass
@@ -133,15 +139,15 @@ class ReferenceSwitch:
     # ---- frames ----
 
     def transmit(
-        self, name: str, frame: bytes, now: int, after: Collection[bytes], *, bad_header: bool = False
+        self, name: str, frame: bytes, now: int, after: Collection[bytes], *, pair: int = 0, bad_header: bool = False
     ) -> None:
-        """A guest sends. `after` as for `Bridge.make_room`."""
+        """A guest sends by one of its pairs. `after` as for `Bridge.make_room`."""
         port = self.ports[name]
         if bad_header or not 14 <= len(frame) <= MAX_FRAME:
             port.rx_drops["malformed"] += 1
             return
         self._count_received(port, frame)
-        reason = self._forward(port, frame, now, after)
+        reason = self._forward(port, frame, now, after) if pair in port.sending else "queue_disabled"
         if reason is not None:
             port.rx_drops[reason] += 1
 
@@ -158,8 +164,6 @@ class ReferenceSwitch:
     def _forward(self, port: Port, frame: bytes, now: int, after: Collection[bytes]) -> str | None:
         """Why the frame as a whole goes nowhere, or None."""
         bridge, dst = self.bridges[port.bridge], frame[:6]
-        if not port.guest_tx:
-            return "queue_disabled"
         if not port.enabled:
             return "link_down"
         if is_link_local(dst):
@@ -217,16 +221,17 @@ class ReferenceSwitch:
             return "link_down"
         if port.mtu and l3_size(frame) > port.mtu:
             return "mtu_exceeded"
-        guest = port.guest
+        guest, pair = port.guest, port.receiving
         assert guest is not None
-        if guest.posted == 0:
+        assert pair is not None
+        if guest.posted[pair] == 0:
             return "guest_rx_full"
         need = -(-(guest.header + len(frame)) // guest.buffer)
         if need > 1 and not guest.mergeable:
             return "guest_rx_too_small"
-        if need > guest.posted:
+        if need > guest.posted[pair]:
             return "guest_rx_full"
-        guest.posted -= need
+        guest.posted[pair] -= need
         return None
 
     # ---- control ----

@@ -56,6 +56,8 @@ sizes = st.one_of(
 )
 mtus = st.sampled_from([0, 50, 50, 500, 1500])
 names = st.sampled_from(PORTS)
+# Features and queue pairs.
+guests = st.tuples(st.sampled_from(FEATURES), st.sampled_from([1, 1, 1, 3]))
 bridges = st.sampled_from(BRIDGES)
 
 
@@ -79,39 +81,51 @@ def mac_bytes(mac: str) -> bytes:
 
 
 class BridgeMachine(RuleBasedStateMachine):
-    """Each rule does the same to both, then compares."""
+    """Each rule does the same to both, then compares.
+
+    Guests may have several queue pairs, of which one receives at a time: the choice among several is judged by
+    test_steering.py.
+    """
+
+    switch: BenchSwitch
 
     def __init__(self) -> None:
         super().__init__()
-        self.switch = BenchSwitch()
         self.model = ReferenceSwitch()
 
-    @initialize(data=st.data())
-    def build(self, data: st.DataObject) -> None:
+    @initialize(data=st.data(), workers=st.sampled_from([1, 1, 2, 3]))
+    def build(self, data: st.DataObject, workers: int) -> None:
+        self.switch = BenchSwitch(workers)
         for name in BRIDGES:
             limit, aging = data.draw(st.sampled_from([3, 4, 5, 100])), data.draw(st.sampled_from([0, 1, 10, 300]))
             self.switch.add_bridge(name, limit=limit, aging=aging)
             self.model.bridges[name] = Bridge(limit, aging)
         for i, name in enumerate(PORTS):
-            self.add_port(name, data.draw(st.sampled_from(FEATURES)), "br1" if i == 3 else "br0")
+            self.add_port(name, data.draw(guests), "br1" if i == 3 else "br0")
             self.configure_port(name, enabled=True, mtu=data.draw(mtus), bridge=self.model.ports[name].bridge)
 
     def teardown(self) -> None:
-        self.switch.close()
+        if hasattr(self, "switch"):  # not when the first draw failed
+            self.switch.close()
 
     # ---- helpers ----
 
-    def add_port(self, name: str, features: int, bridge: str) -> None:
+    def add_port(self, name: str, shape: tuple[int, int], bridge: str) -> None:
         port = self.switch.add_port(name, setup=PortSetup(bridge))
         self.model.ports[name] = Port(port.handle.ref, bridge)
-        self.plug(name, features, QUEUE)
+        self.plug(name, shape, QUEUE)
 
-    def plug(self, name: str, features: int, post: int) -> None:
-        guest = self.switch.attach(name, guest_conf(features, queue_size=QUEUE))
+    def plug(self, name: str, shape: tuple[int, int], post: int) -> None:
+        features, pairs = shape
+        guest = self.switch.attach(name, guest_conf(features, queue_size=QUEUE, queue_pairs=pairs), receiving=pairs - 1)
         mergeable = bool(features & MRG_RXBUF)
         port = self.model.ports[name]
-        port.guest = Guest(guest.hdr_len, guest.conf.rx_buf_size, mergeable, self.switch.post(name, post))
-        port.guest_rx = port.guest_tx = True
+        posted = [self.switch.post(name, post, pair=pair) for pair in range(pairs)]
+        port.guest = Guest(guest.hdr_len, guest.conf.rx_buf_size, mergeable, posted)
+        port.receiving, port.sending = pairs - 1, set(range(pairs))
+
+    def some_pair(self, name: str, data: st.DataObject) -> int:
+        return data.draw(st.integers(0, self.switch.ports[name].guest.conf.queue_pairs - 1))
 
     def held(self, bridge: str) -> set[bytes]:
         return {mac_bytes(mac) for mac in self.switch.fdb_items(bridge, expired=True)}
@@ -125,12 +139,13 @@ class BridgeMachine(RuleBasedStateMachine):
         if port.guest is None:
             return
         burst = data.draw(st.lists(st.tuples(frames(source), layouts()), min_size=1, max_size=3))
+        pair = self.some_pair(name, data)
         for frame, layout in burst:
-            self.switch.send(name, frame, layout)
+            self.switch.send(name, frame, layout, pair=pair)
         self.switch.settle()
         after = self.held(port.bridge)
         for frame, _ in burst:
-            self.model.transmit(name, frame, self.switch.now_s, after)
+            self.model.transmit(name, frame, self.switch.now_s, after, pair=pair)
 
     @rule(name=names, frame=frames(), flags=st.sampled_from([(1, 0), (0, 1), (0, 0x80), (2, 0)]))
     def send_with_header(self, name: str, frame: bytes, flags: tuple[int, int]) -> None:
@@ -154,13 +169,14 @@ class BridgeMachine(RuleBasedStateMachine):
         self.switch.settle()
         self.model.transmit(name, frame, self.switch.now_s, self.held(port.bridge))
 
-    @rule(name=names, count=st.integers(0, QUEUE))
-    def post(self, name: str, count: int) -> None:
+    @rule(name=names, count=st.integers(0, QUEUE), data=st.data())
+    def post(self, name: str, count: int, data: st.DataObject) -> None:
         guest = self.model.ports[name].guest
         if guest is not None:
-            wanted = min(count, QUEUE - guest.posted)
-            assert self.switch.post(name, wanted) == wanted
-            guest.posted += wanted
+            pair = self.some_pair(name, data)
+            wanted = min(count, QUEUE - guest.posted[pair])
+            assert self.switch.post(name, wanted, pair=pair) == wanted
+            guest.posted[pair] += wanted
 
     # ---- time ----
 
@@ -221,14 +237,14 @@ class BridgeMachine(RuleBasedStateMachine):
         model = self.model.bridges[bridge]
         model.forward_bpdu, model.flood_unknown, model.punt_bpdu = forward, flood, punt
 
-    @rule(name=names, features=st.sampled_from(FEATURES))
-    def replace_port(self, name: str, features: int) -> None:
+    @rule(name=names, shape=guests)
+    def replace_port(self, name: str, shape: tuple[int, int]) -> None:
         """Another port in the same place: what pointed to the old one is gone."""
         self.switch.remove_port(name)
         old = self.model.ports.pop(name)
         for bridge in BRIDGES:
             self.model.flush(bridge, port=old.ref)
-        self.add_port(name, features, old.bridge)
+        self.add_port(name, shape, old.bridge)
 
     @precondition(lambda self: any(p.guest is not None for p in self.model.ports.values()))
     @rule(data=st.data())
@@ -238,21 +254,32 @@ class BridgeMachine(RuleBasedStateMachine):
         self.model.ports[name].guest = None
 
     @precondition(lambda self: any(p.guest is None for p in self.model.ports.values()))
-    @rule(data=st.data(), features=st.sampled_from(FEATURES), post=st.integers(0, QUEUE))
-    def plug_again(self, data: st.DataObject, features: int, post: int) -> None:
+    @rule(data=st.data(), shape=guests, post=st.integers(0, QUEUE))
+    def plug_again(self, data: st.DataObject, shape: tuple[int, int], post: int) -> None:
         name = data.draw(st.sampled_from([n for n in PORTS if self.model.ports[n].guest is None]))
-        self.plug(name, features, post)
+        self.plug(name, shape, post)
 
-    @rule(name=names, ring=st.sampled_from([RX, TX]), enabled=st.booleans())
-    def enable_ring(self, name: str, ring: int, enabled: bool) -> None:
+    @rule(name=names, enabled=st.booleans(), data=st.data())
+    def enable_transmit_ring(self, name: str, enabled: bool, data: st.DataObject) -> None:
         port = self.model.ports[name]
         if port.guest is None:
             return
-        self.switch.enable_ring(name, ring, enabled)
-        if ring == RX:
-            port.guest_rx = enabled
-        else:
-            port.guest_tx = enabled
+        pair = self.some_pair(name, data)
+        self.switch.enable_ring(name, 2 * pair + TX, enabled)
+        port.sending = port.sending | {pair} if enabled else port.sending - {pair}
+
+    @rule(name=names, enabled=st.booleans(), data=st.data())
+    def change_receive_ring(self, name: str, enabled: bool, data: st.DataObject) -> None:
+        """Another pair receives from now on, or none."""
+        port = self.model.ports[name]
+        if port.guest is None:
+            return
+        if port.receiving is not None:
+            self.switch.enable_ring(name, 2 * port.receiving + RX, False)
+            port.receiving = None
+        if enabled:
+            port.receiving = self.some_pair(name, data)
+            self.switch.enable_ring(name, 2 * port.receiving + RX, True)
 
     # ---- comparison ----
 

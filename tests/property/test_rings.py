@@ -364,7 +364,7 @@ def expected_at_c(frames: list[bytes | None]) -> list[bytes]:
     model = ReferenceSwitch()
     model.bridges["br0"] = Bridge(64, 300)
     for ref, name in enumerate(("evil", "b", "c"), start=1):
-        model.ports[name] = Port(ref, "br0", guest=Guest(posted=1 << 16))
+        model.ports[name] = Port(ref, "br0", guest=Guest(posted=[1 << 16]))
     for mac, ref in ((MAC_B, 2), (MAC_C, 3)):
         model.set_static("br0", mac, ref, ())
     for frame in frames:

@@ -29,6 +29,7 @@ from pvswitch.vm import (
 )
 from tests.conftest import RequirePeer, missing_peer
 from tests.system.testpmd import hugepages
+from tests.system.traffic import build_traffic
 
 StartSwitch = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[SwitchProcess]]
 
@@ -87,6 +88,30 @@ def image(qemu: str, require_peer: RequirePeer, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
+def tools(require_peer: RequirePeer, tmp_path_factory: pytest.TempPathFactory) -> Sequence[str | Path]:
+    """Programs for guests that are examined closely, among them the tests' own traffic.c."""
+    packages = {"ping": "iputils-ping", "ethtool": "ethtool", "tcpdump": "tcpdump"}
+    found = [require_peer(program, package=package) for program, package in packages.items()]
+    compiler = require_peer("gcc", package="gcc")
+    return [*found, build_traffic(compiler, tmp_path_factory.mktemp("traffic"))]
+
+
+@pytest.fixture(scope="session")
+def tools_image(qemu: str, tools: Sequence[str | Path], tmp_path_factory: pytest.TempPathFactory) -> Image:
+    return build_image(tmp_path_factory.mktemp("tools-image"), extra_binaries=tools)
+
+
+@pytest.fixture(scope="session")
+def uso_image(qemu: str, tools: Sequence[str | Path], tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """One with a kernel whose virtio-net knows USO."""
+    try:
+        kernel = find_kernel(minimum=(6, 2))
+    except MissingTool as error:
+        missing_peer(str(error))
+    return build_image(tmp_path_factory.mktemp("uso-image"), kernel=kernel, extra_binaries=tools)
+
+
+@pytest.fixture(scope="session")
 def testpmd_huge(require_peer: RequirePeer) -> Iterator[bool]:
     """Whether testpmd has hugepages (reserved for the session when root; the old number comes back)."""
     require_peer("dpdk-testpmd", package="dpdk-dev")
@@ -101,13 +126,19 @@ async def machine_on(
     program: str,
     *,
     address: str = "",
+    address6: str = "",
     mtu: int | None = None,
+    pairs: int = 1,
     extra: Sequence[str] = (),
+    launcher: Sequence[str] = (),
 ) -> Machine:
-    """A guest on a port, with exactly the lines that `pvswitch port qemu-args` prints; not yet booted."""
-    devices = [*await switch.qemu_args(port, qemu_version(program), accelerator()), *extra]
-    nics = [Nic("eth0", address, mtu)] if address else []
-    return Machine(port, image, devices, nics=nics, qemu=program)
+    """A guest on a port, with exactly the lines that `pvswitch port qemu-args` prints; not yet booted.
+
+    With several queue pairs it has as many CPUs.
+    """
+    devices = [*await switch.qemu_args(port, qemu_version(program), accelerator(), pairs), *extra]
+    nics = [Nic("eth0", address, mtu, address6)] if address or address6 else []
+    return Machine(port, image, devices, nics=nics, cpus=pairs, qemu=program, launcher=launcher)
 
 
 async def boot_all(switch: SwitchProcess, *machines: Machine) -> None:
@@ -139,9 +170,9 @@ async def ping(source: Machine, target: Machine, address: str, *, count: int, si
     assert f"{count} packets transmitted, {count} received, 0% packet loss" in output, seen
 
 
-async def transfer(source: Machine, target: Machine, address: str) -> None:
-    """Send 10 MB of noise over TCP from `source`, which has `address`; both ends must see one SHA-256."""
-    await source.check("mkdir -p /www; dd if=/dev/urandom of=/www/noise bs=1M count=10 2>&1")
+async def transfer(source: Machine, target: Machine, address: str, *, megabytes: int = 10) -> None:
+    """Send noise over TCP from `source`, which has `address` (IPv6 in brackets); both ends must see one SHA-256."""
+    await source.check(f"mkdir -p /www; dd if=/dev/urandom of=/www/noise bs=1M count={megabytes} 2>&1")
     await source.check("netstat -ltn | grep -q :80 || httpd -p 80 -h /www")
     wanted = (await source.check("sha256sum < /www/noise")).split()[0]
     await target.check(f"wget -q -O /tmp/noise http://{address}/noise", seconds=100)

@@ -77,7 +77,7 @@ async def test_features_refused(switch: SwitchProcess) -> None:
     try:
         await guest.connect(start=False)
         with pytest.raises(GuestError):
-            await guest.request(Request.SET_FEATURES, U64(guest.features | Feature.MQ))
+            await guest.request(Request.SET_FEATURES, U64(guest.features | Feature.HOST_UFO))
         await expect(switch, "features_refused")
     finally:
         guest.kill()

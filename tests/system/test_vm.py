@@ -16,7 +16,10 @@ from pvswitch.vm import Image, Machine, MachineError, Nic, build_image, find_ker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
-NIC = ("-netdev", "socket,id=n0,udp=127.0.0.1:1,localaddr=127.0.0.1:0", "-device", "virtio-net-pci,netdev=n0")
+NIC = ("-netdev", "socket,id=n{0},udp=127.0.0.1:1,localaddr=127.0.0.1:0", "-device", "virtio-net-pci,netdev=n{0}")
+DEVICES = [word.format(number) for number in range(2) for word in NIC]
+NICS = [Nic("eth0", "10.1.2.3/24", 1400), Nic("eth1", "10.1.3.3/24", address6="fd00::3/64")]
+LAUNCHER = ("env", "LAUNCHED=yes")
 ORPHAN = """
 import asyncio, sys
 from pathlib import Path
@@ -39,9 +42,14 @@ def command_line(pid: int) -> str:
     return ""
 
 
+def environment(pid: int) -> list[str]:
+    """A process's environment."""
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def machine(image: Image, qemu: str) -> AsyncIterator[Machine]:
-    async with Machine("vm", image, NIC, nics=[Nic("eth0", "10.1.2.3/24", 1400)], qemu=qemu) as machine:
+    async with Machine("vm", image, DEVICES, nics=NICS, qemu=qemu, launcher=LAUNCHER) as machine:
         await machine.boot()
         yield machine
 
@@ -80,6 +88,16 @@ async def test_a_cancelled_call_does_not_confuse_the_next(machine: Machine) -> N
 async def test_interface_is_set_up_from_the_command_line(machine: Machine) -> None:
     assert (await machine.check("cat /sys/class/net/eth0/mtu")).strip() == "1400"
     assert "10.1.2.3" in await machine.check("ifconfig eth0")
+
+
+async def test_only_an_interface_with_such_an_address_speaks_ipv6(machine: Machine) -> None:
+    assert "inet6" not in await machine.check("ip address show eth0")
+    assert "fd00::3/64" in await machine.check("ip address show eth1")
+
+
+async def test_launcher_becomes_qemu(machine: Machine) -> None:
+    assert "qemu" in command_line(machine.pid)
+    assert "LAUNCHED=yes" in environment(machine.pid)
 
 
 async def test_check_names_the_command_that_failed(machine: Machine) -> None:
@@ -131,3 +149,16 @@ async def test_missing_kernel_names_its_package(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("pvswitch.vm.SYSTEM_ROOT", tmp_path)
     with pytest.raises(MachineError, match="linux-image-cloud-amd64"):
         find_kernel()
+
+
+async def test_kernel_of_a_wanted_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PVSWITCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("pvswitch.vm.SYSTEM_ROOT", tmp_path / "none")
+    for folder, release in (("kernel", "6.1.0-9-cloud-amd64"), ("kernel-backports", "6.12.3+deb12-cloud-amd64")):
+        (tmp_path / folder / "boot").mkdir(parents=True)
+        (tmp_path / folder / "boot" / f"vmlinuz-{release}").touch()
+        (tmp_path / folder / "lib/modules" / release).mkdir(parents=True)
+    assert find_kernel().modules.name == "6.1.0-9-cloud-amd64"
+    assert find_kernel(minimum=(6, 2)).modules.name == "6.12.3+deb12-cloud-amd64"
+    with pytest.raises(MachineError, match=r"6\.13 or later"):
+        find_kernel(minimum=(6, 13))

@@ -63,19 +63,10 @@ async def expect(guest: Guest, frames: Iterable[bytes]) -> list[int]:
     """These frames, in this order, byte for byte; the number of buffers that each took."""
     buffers = []
     for wanted in frames:
-        async with asyncio.timeout(PATIENCE):
-            while (got := guest.receive_nowait()) is None:
-                await _called(guest)
-        assert got[0] == wanted, f"{len(got[0])} bytes instead of {len(wanted)}"
-        buffers.append(got[1].num_buffers)
+        got = await guest.receive(PATIENCE)
+        assert got.frame == wanted, f"{len(got.frame)} bytes instead of {len(wanted)}"
+        buffers.append(got.header.num_buffers)
     return buffers
-
-
-async def _called(guest: Guest) -> None:
-    """Wait for the call descriptor: through `recv`'s own event, but leaving the frame where it is."""
-    guest._called[0].clear()
-    if not guest.low.arm(0):
-        await guest._called[0].wait()
 
 
 async def expect_only(guest: Guest, sender: Guest, frames: Iterable[bytes] = ()) -> None:

@@ -19,7 +19,13 @@ from pathlib import Path
 import pytest
 
 from pvswitch.driver import Desc
-from pvswitch.guest import DRIVER_FEATURES, FRONTEND_PROTOCOL_FEATURES, Guest, GuestError
+from pvswitch.guest import (
+    DRIVER_FEATURES,
+    FRONTEND_PROTOCOL_FEATURES,
+    OFFLOAD_FEATURES,
+    Guest,
+    GuestError,
+)
 from pvswitch.process import SwitchProcess
 from pvswitch.vhost_user.features import Feature
 from pvswitch.vhost_user.messages import (
@@ -49,7 +55,7 @@ CONVERSATIONS = from_environment("PVSWITCH_TEST_HOSTILE", 500)
 # The first ones fill caches of the switch (allocator, imports); after them nothing may grow any more.
 WARM_UP = 20
 MEMORY = 1 << 20
-FEATURES = int(DRIVER_FEATURES & ~Feature.MTU | Feature.PROTOCOL_FEATURES)
+FEATURES = int(DRIVER_FEATURES & ~Feature.MTU | OFFLOAD_FEATURES | Feature.PROTOCOL_FEATURES)
 PROTOCOL = int(FRONTEND_PROTOCOL_FEATURES)
 AVAIL, USED = 4096, 8192
 GPA, UVA = 0x10000, 0x7F00_0000_0000
@@ -155,7 +161,7 @@ class Conversation:
 
     def payload(self, request: Request) -> Payload:
         """One that belongs to the request, with values between plausible and absurd."""
-        ring, wide = self.number(0, 1), self.wide
+        ring, wide = self.number(0, 1, 0, 1, 2, 3, 15), self.wide
         match request:
             case Request.SET_FEATURES | Request.SET_PROTOCOL_FEATURES | Request.SET_STATUS | Request.NET_SET_MTU:
                 return U64(wide(FEATURES if request is Request.SET_FEATURES else PROTOCOL))
@@ -301,14 +307,16 @@ async def hostile_driver(path: Path, number: int) -> None:
     (await connected(path)).close()
     async with asyncio.timeout(PATIENCE):
         while True:
-            guest = Guest(path, queue_size=16)
+            pairs = rng.choice((1, 1, 4))
+            guest = Guest(path, queue_size=16, queue_pairs=pairs, features=DRIVER_FEATURES | OFFLOAD_FEATURES)
             try:
                 await guest.connect()
                 break
             except (GuestError, ConnectionError):
                 guest.kill()
     low = guest.low
-    for ring in (0, 1):
+    low.memory(low.scratch_gpa, 2048)[:] = rng.randbytes(2048)  # net headers that ask for anything
+    for ring in range(low.n_rings):
         for i in range(16):
             addr = rng.choice([low.scratch_gpa, low.scratch_gpa + 32, rng.getrandbits(64), 0])
             length = rng.choice([0, 12, 16, 64, 1500, 0xFFFF_FFFF])

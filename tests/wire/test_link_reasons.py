@@ -64,9 +64,9 @@ async def features_refused(switch: SwitchProcess, stack: Stack) -> Callable[[], 
     guest = Guest(switch.port_socket("a"))
     stack.callback(guest.kill)
     await guest.connect(start=False)
-    assert not guest.offered & Feature.HOST_TSO4
+    assert not guest.offered & Feature.HOST_UFO
     with pytest.raises(GuestError, match=r"refused SET_FEATURES|hung up"):
-        await guest.request(Request.SET_FEATURES, U64(guest.features | Feature.HOST_TSO4))
+        await guest.request(Request.SET_FEATURES, U64(guest.features | Feature.HOST_UFO))
     guest.kill()
 
     async def heal() -> None:
@@ -107,7 +107,7 @@ NAMED = {
     LinkReason.WAITING_FOR_FRONTEND: ["pvswitch port qemu-args a", "a.sock"],
     LinkReason.DRIVER_NOT_STARTED: ["driver"],
     LinkReason.MEMORY_NOT_SHARED: ["share=on"],
-    LinkReason.FEATURES_REFUSED: ["host_tso4"],
+    LinkReason.FEATURES_REFUSED: ["host_ufo"],
     LinkReason.QUEUE_DISABLED: ["disabled"],
     LinkReason.BROKEN: ["beyond the ring's size", "restart the VM"],
 }
