@@ -17,7 +17,7 @@ help:
 	@echo 'test     everything: lint, C tests under sanitizers, Python and system tests'
 	@echo 'test-c   C tests alone      test-py  Python and system tests alone'
 	@echo 'lint     checkers alone     format   reformat Python and C'
-	@echo 'fuzz     the fuzzers        bench    cycles per packet next to OVS-DPDK'
+	@echo 'fuzz     the fuzzers        bench    cycles per packet, and TCP between VMs, next to peers'
 	@echo 'clean    remove what was built'
 
 packages-build packages-demo packages-test: packages-%:
@@ -67,6 +67,7 @@ fuzz: packages-test
 
 bench: packages-test build
 	$(BIN)/python -m bench.cycles
+	$(BIN)/python -m bench.tcp
 
 clean:
 	-test ! -f native/Makefile || $(MAKE) --no-print-directory -C native clean

@@ -91,7 +91,7 @@ wait_for_room(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_
     /* signed: the worker that found it full first may have looked at its clock after us */
     if ((int64_t)(w->now_ns - ring->full_since_ns) >= (int64_t)out->backpressure_ns)
         return false; /* it takes nothing any more */
-    atomic_fetch_or_explicit(&ring->waiters, (uint16_t)(1U << w->index), memory_order_relaxed);
+    atomic_fetch_or_explicit(&ring->waiters, pvs_worker_bit(w), memory_order_relaxed);
     if (!ring->room_armed || ring->room_at != ring->vq.seen_avail) {
         ring->room_armed = true;
         ring->room_at = ring->vq.seen_avail;

@@ -30,103 +30,6 @@ pvs_clock_ns(void)
     return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
 }
 
-/* ---- the sets ---- */
-
-void
-pvs_ring_activate(struct pvs_worker *w, struct pvs_ring *ring)
-{
-    pvs_split_kick_suppress(&ring->vq);
-    ring->idle_since_ns = w->now_ns;
-    ring->active = true;
-    ring->waiting = false;
-    w->n_kickless += ring->kick_fd < 0;
-    ring->active_at = w->n_active;
-    w->active[w->n_active++] = ring;
-}
-
-void
-pvs_ring_deactivate(struct pvs_worker *w, struct pvs_ring *ring)
-{
-    struct pvs_ring *last = w->active[--w->n_active];
-    w->active[ring->active_at] = last;
-    last->active_at = ring->active_at;
-    ring->active = false;
-    w->n_kickless -= ring->kick_fd < 0 || ring->waiting;
-    ring->waiting = false;
-}
-
-/* No kick of its own guest ends the waiting of a ring, so it counts as one without a kick. */
-static void
-set_waiting(struct pvs_worker *w, struct pvs_ring *ring, bool waiting)
-{
-    if (ring->waiting != waiting && ring->kick_fd >= 0)
-        w->n_kickless += waiting ? 1U : UINT32_MAX;
-    ring->waiting = waiting;
-}
-
-bool
-pvs_worker_hold(struct pvs_worker *w, struct pvs_ring *ring, bool wait)
-{
-    if (w->held == ring)
-        return true;
-    pvs_worker_release(w);
-    if (wait)
-        pvs_ring_lock(ring);
-    else if (!pvs_ring_try(ring))
-        return false;
-    w->held = ring;
-    return true;
-}
-
-void
-pvs_worker_release(struct pvs_worker *w)
-{
-    if (w->held != NULL)
-        pvs_ring_unlock(w->held);
-    w->held = NULL;
-}
-
-static uint16_t
-bit_of(const struct pvs_worker *w)
-{
-    return (uint16_t)(1U << w->index);
-}
-
-void
-pvs_ring_touch(struct pvs_worker *w, struct pvs_ring *ring)
-{
-    if (!(ring->touched & bit_of(w))) {
-        ring->touched |= bit_of(w);
-        w->touched[w->n_touched++] = ring;
-    }
-}
-
-void
-pvs_ring_want_notify(struct pvs_worker *w, struct pvs_ring *ring)
-{
-    if (!(ring->notify & bit_of(w))) {
-        ring->notify |= bit_of(w);
-        w->notify[w->n_notify++] = ring;
-    }
-}
-
-void
-pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why)
-{
-    struct pvs_port *port = ring->port;
-    uint32_t none = PVS_BROKEN_NONE;
-
-    /* lost memory reads as zeros, which make many a ring look wrong: name the cause */
-    if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
-        why = PVS_BROKEN_MEMORY_LOST;
-    /* relaxed: it only decides which of several workers tells */
-    if (!atomic_compare_exchange_strong_explicit(&port->broken, &none, why, memory_order_relaxed, memory_order_relaxed))
-        return;
-    atomic_store_explicit(&port->rx_up, 0, memory_order_relaxed);
-    pvs_event(w,
-              &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_BROKEN, .port_ref = port->ref, .detail = why });
-}
-
 /* ---- up to control ---- */
 
 void
@@ -233,7 +136,7 @@ publish_touched(struct pvs_worker *w)
     for (uint32_t i = 0; i < w->n_touched; i++) {
         struct pvs_ring *ring = w->touched[i];
         pvs_worker_hold(w, ring, true);
-        ring->touched &= (uint16_t)~bit_of(w);
+        ring->touched &= (uint16_t)~pvs_worker_bit(w);
         pvs_split_publish(&ring->vq);
         pvs_ring_want_notify(w, ring);
         if (atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
@@ -313,7 +216,7 @@ serve(struct pvs_worker *w, struct pvs_ring *ring)
         if (!waiting)
             ring->progress.done = 0; /* it was the frame's that has left */
     }
-    set_waiting(w, ring, waiting);
+    pvs_ring_set_waiting(w, ring, waiting);
     publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
     if (done != 0) {
         pvs_guest_tx_finish(ring, &w->burst, done);
@@ -353,7 +256,7 @@ wants_call(struct pvs_worker *w, struct pvs_ring *ring)
 {
     bool wanted = false;
 
-    ring->notify &= (uint16_t)~bit_of(w);
+    ring->notify &= (uint16_t)~pvs_worker_bit(w);
     if (atomic_load_explicit(&ring->running, memory_order_relaxed) &&
         atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE) {
         wanted = pvs_split_wants_call(&ring->vq) || ring->call_owed;

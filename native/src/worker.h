@@ -97,7 +97,7 @@ void *pvs_worker_run(void *worker);
 /* Wake it if it sleeps. Called by control after it has put something into the mail (or set `stop`). */
 void pvs_worker_ring_bell(struct pvs_worker *worker);
 
-/* ---- between worker.c, forward.c and commands.c ---- */
+/* ---- between worker.c, rings.c, forward.c and commands.c ---- */
 
 /* Count a frame that came from `port`. False when it is malformed. */
 bool pvs_receive(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame);
@@ -115,6 +115,8 @@ void pvs_worker_release(struct pvs_worker *worker);
 void pvs_command_run(struct pvs_worker *worker, struct pvs_command *command);
 void pvs_ring_activate(struct pvs_worker *worker, struct pvs_ring *ring);
 void pvs_ring_deactivate(struct pvs_worker *worker, struct pvs_ring *ring);
+/* The ring's first frame has to wait for its receiver, or no longer does. */
+void pvs_ring_set_waiting(struct pvs_worker *worker, struct pvs_ring *ring, bool waiting);
 /* Latch the ring's port broken, tell control, and stop serving it. */
 void pvs_ring_broken(struct pvs_worker *worker, struct pvs_ring *ring, enum pvs_broken why);
 /* Put the ring on the list of those to publish, or to notify, at the end. A receive ring's lock is held. */
@@ -126,6 +128,13 @@ void pvs_event(struct pvs_worker *worker, const struct pvs_event *event);
 void pvs_punt_frame(struct pvs_worker *worker, const struct pvs_frame *frame, uint16_t vid, enum pvs_punt_reason why);
 /* Take one from an allowance of `limit` a second. */
 bool pvs_allow(struct pvs_allowance *allowance, uint32_t now_s, uint32_t limit);
+
+/* Its bit in what a receive ring knows of each worker. */
+static inline uint16_t
+pvs_worker_bit(const struct pvs_worker *worker)
+{
+    return (uint16_t)(1U << worker->index);
+}
 
 static inline uint64_t
 pvs_cycles(void)

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rings.c - where a ring stands with a worker: polled, waiting, held, touched, to be notified, broken (worker.h).
+ *
+ * Called by the worker's round, by forward.c and by commands.c, on the worker's thread.
+ */
+#include "virtqueue_split.h"
+#include "worker.h"
+
+void
+pvs_ring_activate(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    pvs_split_kick_suppress(&ring->vq);
+    ring->idle_since_ns = w->now_ns;
+    ring->active = true;
+    ring->waiting = false;
+    w->n_kickless += ring->kick_fd < 0;
+    ring->active_at = w->n_active;
+    w->active[w->n_active++] = ring;
+}
+
+void
+pvs_ring_deactivate(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    struct pvs_ring *last = w->active[--w->n_active];
+    w->active[ring->active_at] = last;
+    last->active_at = ring->active_at;
+    ring->active = false;
+    w->n_kickless -= ring->kick_fd < 0 || ring->waiting;
+    ring->waiting = false;
+}
+
+/* No kick of its own guest ends the waiting of a ring, so it counts as one without a kick. */
+void
+pvs_ring_set_waiting(struct pvs_worker *w, struct pvs_ring *ring, bool waiting)
+{
+    if (ring->waiting != waiting && ring->kick_fd >= 0)
+        w->n_kickless += waiting ? 1U : UINT32_MAX;
+    ring->waiting = waiting;
+}
+
+bool
+pvs_worker_hold(struct pvs_worker *w, struct pvs_ring *ring, bool wait)
+{
+    if (w->held == ring)
+        return true;
+    pvs_worker_release(w);
+    if (wait)
+        pvs_ring_lock(ring);
+    else if (!pvs_ring_try(ring))
+        return false;
+    w->held = ring;
+    return true;
+}
+
+void
+pvs_worker_release(struct pvs_worker *w)
+{
+    if (w->held != NULL)
+        pvs_ring_unlock(w->held);
+    w->held = NULL;
+}
+
+void
+pvs_ring_touch(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (!(ring->touched & pvs_worker_bit(w))) {
+        ring->touched |= pvs_worker_bit(w);
+        w->touched[w->n_touched++] = ring;
+    }
+}
+
+void
+pvs_ring_want_notify(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    if (!(ring->notify & pvs_worker_bit(w))) {
+        ring->notify |= pvs_worker_bit(w);
+        w->notify[w->n_notify++] = ring;
+    }
+}
+
+void
+pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why)
+{
+    struct pvs_port *port = ring->port;
+    uint32_t none = PVS_BROKEN_NONE;
+
+    /* lost memory reads as zeros, which make many a ring look wrong: name the cause */
+    if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
+        why = PVS_BROKEN_MEMORY_LOST;
+    /* relaxed: it only decides which of several workers tells */
+    if (!atomic_compare_exchange_strong_explicit(&port->broken, &none, why, memory_order_relaxed, memory_order_relaxed))
+        return;
+    atomic_store_explicit(&port->rx_up, 0, memory_order_relaxed);
+    pvs_event(w,
+              &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_BROKEN, .port_ref = port->ref, .detail = why });
+}
