@@ -15,7 +15,7 @@
 #include "test.h"
 #include "virtqueue.h"
 
-enum { LAB_PORTS = 8, LAB_STEP_NS = 100000, LAB_DEADLINE_MS = 20000 };
+enum { LAB_PORTS = 8, LAB_STEP_NS = 100000, LAB_DEADLINE_MS = 20000, LAB_COMMANDS = 2 * PVS_COMMANDS };
 
 struct lab_conf {
     uint32_t n_ports;
@@ -25,6 +25,7 @@ struct lab_conf {
     uint32_t fdb_limit, aging_s;
     struct pvs_bridge_conf bridge; /* flood_unknown is set by lab_conf_default */
     struct pvd_conf guest;
+    uint32_t pairs[LAB_PORTS]; /* of each port's guest; 0: as `guest` says */
 };
 
 struct lab_port {
@@ -32,7 +33,8 @@ struct lab_port {
     pvd_guest *guest;
     pvs_memory *memory;
     struct pvs_port_conf conf;
-    bool running[2];
+    int32_t worker; /* who is to poll it; -1 = spread */
+    bool running[2 * PVS_MAX_PAIRS];
 };
 
 struct lab {
@@ -41,6 +43,10 @@ struct lab {
     pvs_fdb *fdb;
     uint64_t now_ns;
     struct lab_port port[LAB_PORTS];
+    struct {
+        uint64_t seq;
+        int64_t result;
+    } done[LAB_COMMANDS]; /* finished commands, by number */
 };
 
 struct lab_conf lab_conf_default(uint32_t n_ports);
@@ -48,14 +54,14 @@ void lab_open(struct lab *lab, const struct lab_conf *conf);
 void lab_close(struct lab *lab);
 
 void lab_poll(struct lab *lab, int rounds);
-/* Wait for a command to finish; its result. */
+/* Wait for a command to finish; its result. Of several under way, the order of asking doesn't matter. */
 int64_t lab_wait(struct lab *lab, int64_t seq);
 void lab_publish(struct lab *lab);
 
 struct pvs_ring_conf lab_ring_conf(const struct lab *lab, uint32_t port, uint32_t ring);
 void lab_ring_start(struct lab *lab, uint32_t port, uint32_t ring);
 int64_t lab_ring_stop(struct lab *lab, uint32_t port, uint32_t ring);
-/* Map the guest's memory and start its rings; stop them and unmap. */
+/* Map the guest's memory and start all of its rings; stop them and unmap. */
 void lab_attach(struct lab *lab, uint32_t port);
 void lab_detach(struct lab *lab, uint32_t port);
 pvs_memory *lab_map(pvs_port *port, const pvd_guest *guest);
@@ -64,6 +70,8 @@ pvs_memory *lab_map(pvs_port *port, const pvd_guest *guest);
 #define LAB_MAC(i)    (0x020000000000ULL + (uint64_t)(i))
 #define LAB_BROADCAST 0xffffffffffffULL
 void lab_frame(uint8_t *frame, uint64_t dst, uint64_t src, uint32_t len, uint32_t salt);
+/* Its first 42 bytes become those of UDP over IPv4, of a flow of the two that looks the same from both sides. */
+void lab_udp(uint8_t *frame, uint64_t dst, uint64_t src, uint16_t flow, uint32_t len);
 /* Put it into the port's transmit ring (and kick). */
 void lab_send(struct lab *lab, uint32_t port, const uint8_t *frame, uint32_t len);
 /* The port's guest must have received exactly this frame next; or nothing at all. */
@@ -80,6 +88,7 @@ struct lab_counters lab_counters(const struct lab *lab, uint32_t port);
 struct pvd_counters lab_driver(const struct lab *lab, uint32_t port, uint32_t ring);
 uint64_t lab_sum(const uint64_t *drops);
 /* Every frame taken off a ring is received or malformed; what was received left, or was dropped for a reason. */
+void lab_check_port(const struct lab *lab, uint32_t port); /* what of it can be seen at one port */
 void lab_check_sums(const struct lab *lab);
 
 /* A generator of test data; never 0. */
