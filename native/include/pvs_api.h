@@ -116,6 +116,30 @@ int pvs_ring_status(const pvs_port *port, uint32_t ring, struct pvs_ring_status 
 uint32_t pvs_port_broken(const pvs_port *port);
 const char *pvs_broken_reason(uint32_t code);
 
+/* ---- uplinks: taps and packet sockets of the kernel ---- */
+
+/* A port whose frames go through `queues` descriptors; destroyed as any other. -ENOSPC when all indices are taken. */
+int pvs_uplink_create(pvs_switch *sw, uint32_t queues, pvs_port **out);
+
+enum pvs_uplink_kind { PVS_TAP = 0, PVS_PACKET = 1 };
+struct pvs_uplink_conf {
+    uint32_t kind;  /* enum pvs_uplink_kind */
+    int fd;         /* non-blocking, with a virtio-net header of 10 bytes (and PACKET_AUXDATA); stays the caller's, open
+                       until the queue is stopped */
+    bool uso;       /* the kernel takes UDP frames to be segmented */
+    int32_t worker; /* who fetches from it; -1: whoever has the fewest */
+};
+int64_t pvs_uplink_start(pvs_port *port, uint32_t queue, const struct pvs_uplink_conf *conf);
+int64_t pvs_uplink_stop(pvs_port *port, uint32_t queue);
+
+struct pvs_uplink_status {
+    bool running;
+    uint32_t error; /* errno of what last went wrong, 0 = nothing since it was started */
+    uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes;
+    uint32_t worker; /* who fetches from it, while it is started */
+};
+int pvs_uplink_status(const pvs_port *port, uint32_t queue, struct pvs_uplink_status *out);
+
 /* ---- tables: what decide() reads, published as a whole ---- */
 
 struct pvs_port_conf {

@@ -15,11 +15,13 @@
 
 enum pvs_op {
     PVS_OP_PUBLISH,
-    PVS_OP_RING_START,
+    PVS_OP_INJECT,
+    PVS_OP_RING_START, /* from here on: about a queue */
     PVS_OP_RING_STOP,
     PVS_OP_RING_ENABLE,
     PVS_OP_RING_CALL,
-    PVS_OP_INJECT
+    PVS_OP_UPLINK_START,
+    PVS_OP_UPLINK_STOP
 };
 
 struct pvs_command {
@@ -32,9 +34,7 @@ struct pvs_command {
             struct pvs_tables *tables; /* to publish; after completion: to free */
             struct pvs_tables *old;
         } publish;
-        struct {
-            struct pvs_ring *ring;
-        } ring;
+        struct pvs_queue *queue;
         struct {
             uint32_t port_ref, direction, len;
         } inject;

@@ -14,35 +14,35 @@ static int64_t
 ring_start(struct pvs_worker *w, struct pvs_ring *ring)
 {
     if (ring->kick_fd >= 0) {
-        struct epoll_event watch = { .events = EPOLLIN | EPOLLET, .data.ptr = ring };
+        struct epoll_event watch = { .events = EPOLLIN | EPOLLET, .data.ptr = &ring->queue };
         if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, ring->kick_fd, &watch) != 0)
             return -errno;
     }
     pvs_split_kick_suppress(&ring->vq);
     ring->call_owed = true;
-    ring->poll_ns = w->poll_ns;
-    ring->rested_ns = 0;
-    atomic_store_explicit(&ring->running, true, memory_order_relaxed);
+    ring->queue.poll_ns = w->poll_ns;
+    ring->queue.rested_ns = 0;
+    atomic_store_explicit(&ring->queue.running, true, memory_order_relaxed);
     pvs_ring_want_notify(w, ring);
     if (pvs_ring_is_guest_tx(ring))
-        pvs_ring_activate(w, ring); /* look once without a kick: none follows a migration or a reconnect */
+        pvs_queue_activate(w, &ring->queue); /* look once without a kick: none follows a migration or a reconnect */
     return 0;
 }
 
 static void
 ring_stop(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    if (ring->active)
-        pvs_ring_deactivate(w, ring);
+    if (ring->queue.active)
+        pvs_queue_deactivate(w, &ring->queue);
     if (ring->kick_fd >= 0)
         epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, ring->kick_fd, NULL);
-    atomic_store_explicit(&ring->running, false, memory_order_relaxed);
+    atomic_store_explicit(&ring->queue.running, false, memory_order_relaxed);
 }
 
 static void
 ring_call(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    if (!atomic_load_explicit(&ring->running, memory_order_relaxed))
+    if (!atomic_load_explicit(&ring->queue.running, memory_order_relaxed))
         return;
     pvs_worker_hold(w, ring, true);
     ring->call_owed = true;
@@ -50,12 +50,39 @@ ring_call(struct pvs_worker *w, struct pvs_ring *ring)
     pvs_worker_release(w);
 }
 
+static int64_t
+uplink_start(struct pvs_worker *w, struct pvs_uplink *u)
+{
+    /* edge-triggered: frames that were there before are seen because it is looked at once without an edge */
+    struct epoll_event watch = { .events = EPOLLIN | EPOLLET, .data.ptr = &u->queue };
+    if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, u->fd, &watch) != 0)
+        return -errno;
+    atomic_store_explicit(&u->queue.running, true, memory_order_relaxed);
+    pvs_queue_activate(w, &u->queue);
+    return 0;
+}
+
+static void
+uplink_stop(struct pvs_worker *w, struct pvs_uplink *u)
+{
+    const struct pvs_port *port = u->queue.port;
+
+    for (; u->done < u->n; u->done++) /* they waited for their receiver */
+        if (pvs_receive(w, port, &u->in->frame[u->done]))
+            pvs_count(&port->counters[w->index]->rx_drop[PVS_DROP_link_down], 1);
+    if (u->queue.active)
+        pvs_queue_deactivate(w, &u->queue);
+    epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, u->fd, NULL);
+    atomic_store_explicit(&u->queue.running, false, memory_order_relaxed);
+}
+
 /* A transmit ring is looked at: as long as it was disabled its frames were discarded, and it may have been at rest. */
 static void
 ring_enable(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    if (pvs_ring_is_guest_tx(ring) && atomic_load_explicit(&ring->running, memory_order_relaxed) && !ring->active)
-        pvs_ring_activate(w, ring);
+    if (pvs_ring_is_guest_tx(ring) && atomic_load_explicit(&ring->queue.running, memory_order_relaxed) &&
+        !ring->queue.active)
+        pvs_queue_activate(w, &ring->queue);
 }
 
 static int64_t
@@ -78,34 +105,44 @@ inject(struct pvs_worker *w, struct pvs_command *command)
         pvs_forward(w, frame, NULL);
     else
         pvs_deliver(w, view, frame, NULL);
+    pvs_worker_send(w); /* its bytes go with the command */
     return 0;
 }
 
 void
 pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
 {
-    struct pvs_ring *ring = command->ring.ring;
+    struct pvs_queue *queue = command->queue;
+    bool own = command->op >= PVS_OP_RING_START && queue->worker == w->index;
 
     switch (command->op) {
     case PVS_OP_PUBLISH:
         w->tables = command->publish.tables;
         break;
     case PVS_OP_RING_START:
-        if (ring->worker == w->index)
-            command->result = ring_start(w, ring);
+        if (own)
+            command->result = ring_start(w, pvs_ring_of(queue));
         break;
     case PVS_OP_RING_STOP:
         pvs_worker_flush(w); /* what an earlier command of this round gave must be shown while the ring is mapped */
-        if (ring->worker == w->index)
-            ring_stop(w, ring);
+        if (own)
+            ring_stop(w, pvs_ring_of(queue));
         break;
     case PVS_OP_RING_ENABLE:
-        if (ring->worker == w->index)
-            ring_enable(w, ring);
+        if (own)
+            ring_enable(w, pvs_ring_of(queue));
         break;
     case PVS_OP_RING_CALL:
-        if (ring->worker == w->index)
-            ring_call(w, ring);
+        if (own)
+            ring_call(w, pvs_ring_of(queue));
+        break;
+    case PVS_OP_UPLINK_START:
+        if (own)
+            command->result = uplink_start(w, pvs_uplink_of(queue));
+        break;
+    case PVS_OP_UPLINK_STOP:
+        if (own)
+            uplink_stop(w, pvs_uplink_of(queue));
         break;
     case PVS_OP_INJECT:
         if (w->index == 0)
@@ -115,7 +152,7 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
     /* acq_rel: what each worker did before counting itself off is visible to whoever is last, and so to control */
     if (atomic_fetch_sub_explicit(&command->remaining, 1, memory_order_acq_rel) == 1) {
         if (command->op == PVS_OP_RING_STOP)
-            command->result = ring->vq.next_avail; /* nobody is inside any more */
+            command->result = pvs_ring_of(queue)->vq.next_avail; /* nobody is inside any more */
         pvs_mail_put(&w->done, command);
         w->wake_control = true;
     }

@@ -40,7 +40,10 @@
     X(bpdu)                 /* link-local, and forward_bpdu is off; or PAUSE */                      \
     X(mtu_exceeded)                                                                                  \
     X(guest_rx_full)        /* the receiving guest had no buffers posted */                          \
-    X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */
+    X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */  \
+    X(uplink_tx_full)       /* the kernel had no room to send it by the interface */                 \
+    X(uplink_rx_full)       /* the kernel received it, and had no room until it was fetched */       \
+    X(uplink_refused)       /* the kernel would not send it */
 /* clang-format on */
 
 enum pvs_counter {

@@ -111,59 +111,59 @@ has_room(struct pvs_ring *ring)
     }
 }
 
-/* The receive ring for a frame; NULL without a link. */
-static struct pvs_ring *
-receive_ring(struct pvs_port *port, const struct pvs_frame *frame)
-{
-    /* acquire: what control and its starter wrote into the ring is visible */
-    uint32_t up = atomic_load_explicit(&port->rx_up, memory_order_acquire);
-
-    if (up == 0 || atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
-        return NULL;
-    return &port->ring[2 * pvs_steer_choose(&port->steering, frame, up)];
-}
-
 /* Make a frame's pieces for a receiver. Which one is next: not the first, if the frame waited after some had gone in. */
 static uint32_t
-begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, const struct pvs_port_view *out,
-      const struct pvs_ring *ring, const struct pvs_ring *from)
+begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, const struct pvs_port_view *out, uint8_t offloads,
+      const struct pvs_queue *from)
 {
     uint32_t done = from != NULL && from->progress.ref == out->ref ? from->progress.done : 0;
 
-    pvs_pieces_begin(pieces, frame, ring->offloads, done);
+    pvs_pieces_begin(pieces, frame, offloads, done);
     if (done != 0 && pieces->n != from->progress.n) { /* its receiver started anew, and takes other offloads */
         done = 0;
-        pvs_pieces_begin(pieces, frame, ring->offloads, done);
+        pvs_pieces_begin(pieces, frame, offloads, done);
     }
     return done;
 }
 
-bool
-pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame, struct pvs_ring *from)
+/* The frame waits in the queue it came by; `done` of its pieces have been delivered. */
+static void
+leave_waiting(struct pvs_queue *from, const struct pvs_port_view *out, const struct pvs_pieces *pieces, uint32_t done)
+{
+    from->progress.ref = out->ref;
+    from->progress.n = pieces->n;
+    from->progress.done = done;
+}
+
+/* What a piece costs of the turn's budget. */
+static uint32_t
+cost(const struct pvs_pieces *pieces)
+{
+    return pieces->len + 64 * (pieces->frame->n_seg + 1);
+}
+
+static bool
+deliver_to_ring(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring,
+                const struct pvs_frame *frame, struct pvs_queue *from)
 {
     struct pvs_counters *c = counters_of(w, out->port);
     struct pvs_pieces *pieces = &w->pieces;
-    struct pvs_ring *ring = receive_ring(out->port, frame);
     enum pvs_broken broken = PVS_BROKEN_NONE;
     enum pvs_drop drop = PVS_DROP_none;
     uint32_t first, done;
 
-    if (ring == NULL) {
-        pvs_count(&c->tx_drop[PVS_DROP_link_down], 1);
-        return true;
-    }
     if (!pvs_worker_hold(w, ring, from == NULL)) {
         w->look_again = true;
         return false;
     }
-    done = first = begin(pieces, frame, out, ring, from);
+    done = first = begin(pieces, frame, out, ring->offloads, from);
     for (bool more = done < pieces->n; more; more = pvs_pieces_next(pieces)) {
         drop = pvs_guest_rx_deliver(ring, pieces, w->scratch, &broken);
         if (drop != PVS_DROP_none)
             break;
         pvs_count(&c->value[PVS_C_tx_packets], 1);
         pvs_count(&c->value[PVS_C_tx_bytes], pieces->len);
-        w->spent += pieces->len + 64 * (frame->n_seg + 1);
+        w->spent += cost(pieces);
         done++;
     }
     if (done != first) {
@@ -173,14 +173,123 @@ pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct 
     if (broken != PVS_BROKEN_NONE) {
         pvs_ring_broken(w, ring, broken);
     } else if (drop == PVS_DROP_guest_rx_full && from != NULL && wait_for_room(w, out, ring)) {
-        from->progress.ref = out->ref;
-        from->progress.n = pieces->n;
-        from->progress.done = done;
+        leave_waiting(from, out, pieces, done);
         return false;
     }
     if (drop != PVS_DROP_none)
         pvs_count(&c->tx_drop[drop], pieces->n - done);
     return true;
+}
+
+/* ---- to an uplink ---- */
+
+/* Send what is in the outbox, and count what has gone. none, or why the next one has not. */
+static enum pvs_drop
+send_some(struct pvs_worker *w)
+{
+    struct pvs_outbox *box = &w->outbox;
+    struct pvs_uplink *u = box->uplink;
+    struct pvs_counters *c = counters_of(w, u->queue.port);
+    uint32_t first = box->sent;
+    uint64_t bytes = 0;
+
+    enum pvs_drop drop = pvs_outbox_send(box);
+    for (uint32_t i = first; i < box->sent; i++)
+        bytes += box->len[i];
+    if (box->sent != first) {
+        pvs_count(&c->value[PVS_C_tx_packets], box->sent - first);
+        pvs_count(&c->value[PVS_C_tx_bytes], bytes);
+        /* relaxed additions: several workers may send by one queue, and only sums are read */
+        atomic_fetch_add_explicit(&u->tx_packets, box->sent - first, memory_order_relaxed);
+        atomic_fetch_add_explicit(&u->tx_bytes, bytes, memory_order_relaxed);
+        atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
+    }
+    return drop;
+}
+
+static void
+outbox_clear(struct pvs_outbox *box)
+{
+    box->n = box->sent = 0;
+    box->bounced = false;
+}
+
+void
+pvs_worker_send(struct pvs_worker *w)
+{
+    struct pvs_outbox *box = &w->outbox;
+
+    while (box->sent < box->n) {
+        enum pvs_drop drop = send_some(w);
+        if (drop == PVS_DROP_none)
+            break;
+        /* without room or link there is none for the rest either; other reasons are the frame's own */
+        uint32_t n = drop == PVS_DROP_uplink_tx_full || drop == PVS_DROP_link_down ? box->n - box->sent : 1;
+        pvs_count(&counters_of(w, box->uplink->queue.port)->tx_drop[drop], n);
+        box->sent += n;
+    }
+    outbox_clear(box);
+}
+
+/* May a frame wait until the kernel takes it? Nothing wakes us for that: it is tried again and again. */
+static bool
+wait_for_uplink(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_uplink *u)
+{
+    uint64_t since = atomic_load_explicit(&u->full_since_ns, memory_order_relaxed);
+
+    if (since == 0)
+        atomic_store_explicit(&u->full_since_ns, since = w->now_ns, memory_order_relaxed);
+    return (int64_t)(w->now_ns - since) < (int64_t)out->backpressure_ns; /* signed: as in wait_for_room */
+}
+
+static bool
+deliver_to_uplink(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_uplink *u,
+                  const struct pvs_frame *frame, struct pvs_queue *from)
+{
+    struct pvs_outbox *box = &w->outbox;
+    struct pvs_pieces *pieces = &w->pieces;
+    bool may_wait = from != NULL && out->backpressure_ns != 0;
+    uint32_t done = begin(pieces, frame, out, u->offloads, from);
+
+    if (box->uplink != u || may_wait) {
+        pvs_worker_send(w);
+        box->uplink = u;
+    }
+    for (bool more = done < pieces->n; more; more = pvs_pieces_next(pieces)) {
+        if (pvs_outbox_full(box))
+            pvs_worker_send(w);
+        pvs_outbox_put(box, pieces);
+        w->spent += cost(pieces);
+        if (!may_wait)
+            continue;
+        /* whether it has to wait must be known before it is committed: no bursts here */
+        if (send_some(w) == PVS_DROP_uplink_tx_full && wait_for_uplink(w, out, u)) {
+            outbox_clear(box);
+            leave_waiting(from, out, pieces, done);
+            return false;
+        }
+        pvs_worker_send(w);
+        done++;
+    }
+    return true;
+}
+
+bool
+pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame,
+            struct pvs_queue *from)
+{
+    struct pvs_port *port = out->port;
+    /* acquire: what control and its starter wrote into the queue is visible */
+    uint32_t up = atomic_load_explicit(&port->rx_up, memory_order_acquire);
+
+    if (up == 0 || atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE) {
+        pvs_count(&counters_of(w, port)->tx_drop[PVS_DROP_link_down], 1);
+        return true;
+    }
+    uint32_t pair = pvs_steer_choose(&port->steering, frame, up);
+    if (port->n_rings != 0)
+        return deliver_to_ring(w, out, &port->ring[2 * pair], frame, from);
+    return deliver_to_uplink(w, out, &port->uplink[pair], frame, from);
 }
 
 /* What a verdict does besides sending copies. */
@@ -201,7 +310,7 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
 }
 
 bool
-pvs_forward(struct pvs_worker *w, struct pvs_frame *frame, struct pvs_ring *from)
+pvs_forward(struct pvs_worker *w, struct pvs_frame *frame, struct pvs_queue *from)
 {
     const struct pvs_tables *tables = w->tables;
     const struct pvs_port_view *in = &tables->port[pvs_ref_index(frame->in_ref)];

@@ -346,6 +346,24 @@ pvs_pieces_begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint8
     return first == 0;
 }
 
+uint32_t
+pvs_piece_parts(struct pvs_pieces *pieces, struct iovec *part, uint32_t cap)
+{
+    struct pvs_cursor c = pieces->source;
+    uint32_t n = 0;
+
+    for (uint32_t left = pieces->len - pieces->head_len; left != 0;) {
+        uint32_t room = c.seg->len - c.offset, len = room < left ? room : left;
+        if (n == cap)
+            return cap + 1;
+        part[n++] = (struct iovec){ .iov_base = c.seg->base + c.offset, .iov_len = len };
+        advance(&c, len);
+        left -= len;
+    }
+    pieces->source = c;
+    return n;
+}
+
 bool
 pvs_pieces_next(struct pvs_pieces *pieces)
 {

@@ -14,6 +14,8 @@
 #ifndef PVS_OFFLOAD_H
 #define PVS_OFFLOAD_H
 
+#include <sys/uio.h>
+
 #include "frame.h"
 
 /* What a guest may ask for when it sends, or takes as it is when it receives. */
@@ -60,7 +62,12 @@ struct pvs_pieces {
 bool pvs_pieces_begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint8_t taken, uint32_t first);
 /* Write the piece at hand to `to`, which has room for header_len + len bytes, virtio-net header first. */
 void pvs_piece_write(struct pvs_pieces *pieces, struct pvs_cursor *to, uint32_t header_len);
-/* Make the next piece the one at hand; pvs_piece_write was called for this one. False when it was the last. */
+/*
+ * In the place of pvs_piece_write, for who gathers by itself: the payload behind the head, as it lies there. How many
+ * parts; more than `cap`: it would take more, and nothing was done. Not for a piece with `sum`.
+ */
+uint32_t pvs_piece_parts(struct pvs_pieces *pieces, struct iovec *part, uint32_t cap);
+/* Make the next piece the one at hand; this one was written, or its parts named. False when it was the last. */
 bool pvs_pieces_next(struct pvs_pieces *pieces);
 
 #endif

@@ -38,8 +38,8 @@ gather(const struct pvs_ring *ring, const struct pvs_chain *chain, struct pvs_se
     struct virtio_net_hdr header;
 
     frame->chain = chain->head;
-    frame->in_ref = ring->port->ref;
-    frame->pair = (uint8_t)(ring->index / 2);
+    frame->in_ref = ring->queue.port->ref;
+    frame->pair = (uint8_t)(ring->queue.index / 2);
     frame->injected = false;
     frame->len = 0;
     frame->n_seg = 0;

@@ -8,27 +8,22 @@
  * Nothing is shown to a guest before pvs_split_publish.
  *
  * Who may call: a guest_tx ring belongs to one worker. A guest_rx ring is everybody's: whoever holds its lock may
- * deliver; nobody holds two. Which receive rings there are to deliver to stands in `rx_up`: control sets a bit once every
- * worker knows that the ring was started, and clears it before it asks for a stop, so when the stop has been carried out
- * by all workers none of them can be inside. Other fields are set by control while the port's rings are stopped.
+ * deliver; nobody holds two. Other fields are set by control while the port's rings are stopped.
  */
 #ifndef PVS_PORT_VHOST_H
 #define PVS_PORT_VHOST_H
 
-#include "counters.h"
 #include "offload.h"
-#include "steer.h"
+#include "port.h"
 #include "virtqueue.h"
 
 struct pvs_ring {
+    struct pvs_queue queue;
     struct pvs_vq vq;
-    struct pvs_port *port;
-    uint16_t index;   /* in the port: even = guest_rx, odd = guest_tx */
     uint8_t offloads; /* PVS_OFFLOAD_*: what its guest may ask for (guest_tx), or takes as it is (guest_rx) */
-    uint32_t worker;  /* guest_tx: whose it is; guest_rx: who watches its kick */
     int kick_fd;
     _Atomic int call_fd;
-    _Atomic bool running, enabled;
+    _Atomic bool enabled;
 
     /* a guest_rx ring: under `lock`; a guest_tx ring: its worker's */
     _Atomic bool lock;
@@ -40,39 +35,7 @@ struct pvs_ring {
     uint64_t full_since_ns;   /* a frame found no room, and none was taken since; 0: it has room */
     _Atomic uint16_t waiters; /* workers in which a frame waits for room here */
 
-    /* guest_tx, its worker's */
-    bool active;  /* in the polled set */
-    bool waiting; /* its first frame waits for a receiver: for room, or for the ring's lock */
-    struct {
-        uint32_t ref;       /* the receiver's port */
-        uint32_t n;         /* pieces that the frame makes for it */
-        uint32_t done;      /* of these, already delivered */
-    } progress;             /* of its first frame, while that waits half delivered; all zero: nothing is */
-    uint32_t active_at;     /* where in the polled set */
-    uint64_t idle_since_ns; /* when it last had work, or was started */
-    uint64_t poll_ns;       /* how long it stays in the polled set without work */
-    uint64_t rested_ns;     /* while it is at rest: its idle_since_ns then */
-
-    /* control's view */
-    bool started;  /* from pvs_ring_start until its stop is reaped */
-    bool ready;    /* its start is reaped */
-    bool stopping; /* its stop is under way */
-
     _Atomic uint64_t kicks, packets, bytes, notifications, notifications_suppressed;
-};
-
-struct pvs_port {
-    struct pvs_switch *sw;
-    uint32_t ref; /* generation << 16 | index */
-    uint32_t n_rings;
-    uint32_t in_flight; /* commands under way that name it; control only */
-    struct pvs_memory *memory;
-    _Atomic bool memory_lost; /* set by the SIGBUS handler */
-    _Atomic uint32_t rx_up;   /* pairs whose receive ring may be delivered to, a bit for each */
-    _Atomic uint32_t broken;  /* enum pvs_broken; latched until the rings are started afresh */
-    struct pvs_counters *counters[PVS_MAX_WORKERS];
-    struct pvs_steering steering;
-    struct pvs_ring ring[];
 };
 
 enum { PVS_BURST = 32, PVS_ARENA = 4 * PVS_MAX_SEGS };
@@ -86,7 +49,14 @@ struct pvs_burst {
 static inline bool
 pvs_ring_is_guest_tx(const struct pvs_ring *ring)
 {
-    return (ring->index & 1) != 0;
+    return (ring->queue.index & 1) != 0;
+}
+
+/* The ring that a queue of the kind PVS_QUEUE_RING is the first member of. */
+static inline struct pvs_ring *
+pvs_ring_of(struct pvs_queue *queue)
+{
+    return (struct pvs_ring *)(void *)queue;
 }
 
 /* Look at up to PVS_BURST available chains as frames (gathered, not parsed). *broken: why it stopped, if not NONE. */

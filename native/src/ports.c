@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ports.c - the control thread's side of a port: its index, its memory, starting and stopping its rings (pvs_api.h).
+ * ports.c - the control thread's side of a port: its index, its memory, starting and stopping its queues (pvs_api.h).
+ * What only uplinks have is in uplinks.c.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -11,21 +12,18 @@
 #include "virtqueue_split.h"
 
 int
-pvs_port_create(struct pvs_switch *sw, uint32_t pairs, struct pvs_port **out)
+pvs_port_allocate(struct pvs_switch *sw, struct pvs_port **out)
 {
     uint32_t index = 0;
 
-    if (pairs == 0 || pairs > PVS_MAX_PAIRS)
-        return -EINVAL;
     while (index < PVS_MAX_PORTS && sw->port[index] != NULL)
         index++;
     if (index == PVS_MAX_PORTS)
         return -ENOSPC;
-    struct pvs_port *port = calloc(1, sizeof *port + 2 * pairs * sizeof port->ring[0]);
+    struct pvs_port *port = calloc(1, sizeof *port);
     if (port == NULL)
         return -ENOMEM;
     port->sw = sw;
-    port->n_rings = 2 * pairs;
     for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
         port->counters[i] = aligned_alloc(64, sizeof *port->counters[i]);
         if (port->counters[i] == NULL) {
@@ -36,8 +34,6 @@ pvs_port_create(struct pvs_switch *sw, uint32_t pairs, struct pvs_port **out)
         }
         memset(port->counters[i], 0, sizeof *port->counters[i]);
     }
-    for (uint32_t i = 0; i < port->n_rings; i++)
-        port->ring[i] = (struct pvs_ring){ .port = port, .index = (uint16_t)i, .kick_fd = -1, .call_fd = -1 };
     if (++sw->generation[index] == 0)
         sw->generation[index] = 1; /* so that no reference is ever 0 */
     port->ref = (uint32_t)sw->generation[index] << 16 | index;
@@ -46,11 +42,52 @@ pvs_port_create(struct pvs_switch *sw, uint32_t pairs, struct pvs_port **out)
     return 0;
 }
 
+void
+pvs_port_free(struct pvs_port *port)
+{
+    pvs_memory_destroy(port->memory);
+    for (uint32_t i = 0; i < port->n_uplinks; i++)
+        pvs_uplink_detach(&port->uplink[i]);
+    for (uint32_t i = 0; i < port->sw->conf.n_workers; i++)
+        free(port->counters[i]);
+    port->sw->port[pvs_ref_index(port->ref)] = NULL;
+    free(port->ring);
+    free(port->uplink);
+    free(port);
+}
+
+int
+pvs_port_create(struct pvs_switch *sw, uint32_t pairs, struct pvs_port **out)
+{
+    struct pvs_port *port;
+
+    if (pairs == 0 || pairs > PVS_MAX_PAIRS)
+        return -EINVAL;
+    int rc = pvs_port_allocate(sw, &port);
+    if (rc != 0)
+        return rc;
+    port->ring = calloc(2 * pairs, sizeof *port->ring);
+    if (port->ring == NULL) {
+        pvs_port_free(port);
+        return -ENOMEM;
+    }
+    port->n_rings = 2 * pairs;
+    for (uint32_t i = 0; i < port->n_rings; i++)
+        port->ring[i] = (struct pvs_ring){ .queue = { .port = port, .kind = PVS_QUEUE_RING, .index = (uint16_t)i },
+                                           .kick_fd = -1,
+                                           .call_fd = -1 };
+    *out = port;
+    return 0;
+}
+
 static bool
 any_started(const struct pvs_port *port)
 {
     for (uint32_t i = 0; i < port->n_rings; i++)
-        if (port->ring[i].started)
+        if (port->ring[i].queue.started)
+            return true;
+    for (uint32_t i = 0; i < port->n_uplinks; i++)
+        if (port->uplink[i].queue.started)
             return true;
     return false;
 }
@@ -59,17 +96,12 @@ int
 pvs_port_destroy(struct pvs_port *port)
 {
     struct pvs_switch *sw = port->sw;
-    uint32_t index = pvs_ref_index(port->ref);
 
     if (any_started(port) || port->in_flight != 0 || sw->publishing != 0)
         return -EBUSY;
-    if (sw->tables->port[index].ref == port->ref)
+    if (sw->tables->port[pvs_ref_index(port->ref)].ref == port->ref)
         return -EBUSY;
-    pvs_memory_destroy(port->memory);
-    for (uint32_t i = 0; i < sw->conf.n_workers; i++)
-        free(port->counters[i]);
-    sw->port[index] = NULL;
-    free(port);
+    pvs_port_free(port);
     return 0;
 }
 
@@ -116,68 +148,114 @@ make_nonblocking(int fd)
     return 0;
 }
 
+/* ---- what rings and uplinks have in common ---- */
+
+static bool
+is_up(const struct pvs_queue *queue)
+{
+    return queue->ready && !queue->stopping;
+}
+
 /*
- * Say to which receive rings frames may go. A ring is there once its start is reaped, so every worker knows it, and no
- * longer from the moment a stop is asked for: a worker that looked before is done with it when it has carried that out.
+ * Say to which queues frames may go. One is there once its start is reaped, so every worker knows it, and no longer from
+ * the moment a stop is asked for: a worker that looked before is done with it when it has carried that out.
  */
-static void
-rx_up_update(struct pvs_port *port)
+void
+pvs_port_update_rx_up(struct pvs_port *port)
 {
     uint32_t up = 0;
-    for (uint32_t i = 0; i < port->n_rings; i += 2) {
-        const struct pvs_ring *ring = &port->ring[i];
-        if (ring->ready && !ring->stopping && atomic_load_explicit(&ring->enabled, memory_order_relaxed))
+    for (uint32_t i = 0; i < port->n_rings; i += 2)
+        if (is_up(&port->ring[i].queue) && atomic_load_explicit(&port->ring[i].enabled, memory_order_relaxed))
             up |= 1U << (i / 2);
-    }
+    for (uint32_t i = 0; i < port->n_uplinks; i++)
+        if (is_up(&port->uplink[i].queue))
+            up |= 1U << i;
     /* a worker that latches the port at this moment is not overlooked for long: it looks at `broken` before delivering */
     if (atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
         up = 0;
-    /* release: the rings are complete when their bits can be seen */
+    /* release: the queues are complete when their bits can be seen */
     atomic_store_explicit(&port->rx_up, up, memory_order_release);
 }
 
 void
-pvs_ring_command_finish(struct pvs_ring *ring, enum pvs_op op, int64_t result)
+pvs_queue_command_finish(struct pvs_queue *queue, enum pvs_op op, int64_t result)
 {
-    struct pvs_port *port = ring->port;
+    struct pvs_port *port = queue->port;
+    bool start = op == PVS_OP_RING_START || op == PVS_OP_UPLINK_START;
+    bool stop = op == PVS_OP_RING_STOP || op == PVS_OP_UPLINK_STOP;
 
     port->in_flight--;
-    ring->ready |= op == PVS_OP_RING_START && result >= 0;
-    if (op == PVS_OP_RING_STOP || (op == PVS_OP_RING_START && result < 0)) {
-        ring->started = ring->ready = ring->stopping = false;
-        port->sw->rings_on[ring->worker]--;
+    queue->ready |= start && result >= 0;
+    if (stop || (start && result < 0)) {
+        queue->started = queue->ready = queue->stopping = false;
+        port->sw->queues_on[queue->worker]--;
+        if (queue->kind == PVS_QUEUE_UPLINK)
+            pvs_uplink_detach(pvs_uplink_of(queue));
     }
-    rx_up_update(port);
+    pvs_port_update_rx_up(port);
 }
 
-static int64_t
-ring_command(struct pvs_port *port, enum pvs_op op, uint32_t ring)
+int64_t
+pvs_queue_command(struct pvs_queue *queue, enum pvs_op op)
 {
     int rc;
-    struct pvs_command *command = pvs_command_new(port->sw, op, 0, &rc);
+    struct pvs_command *command = pvs_command_new(queue->port->sw, op, 0, &rc);
     if (command == NULL)
         return rc;
-    command->ring.ring = &port->ring[ring];
-    port->in_flight++;
-    return pvs_command_submit(port->sw, command);
+    command->queue = queue;
+    queue->port->in_flight++;
+    return pvs_command_submit(queue->port->sw, command);
 }
+
+int64_t
+pvs_queue_start(struct pvs_queue *queue, enum pvs_op op)
+{
+    memset(&queue->progress, 0, sizeof queue->progress);
+    int64_t seq = pvs_queue_command(queue, op);
+    if (seq >= 0) {
+        queue->started = true;
+        queue->port->sw->queues_on[queue->worker]++;
+    }
+    return seq;
+}
+
+int64_t
+pvs_queue_stop(struct pvs_queue *queue, enum pvs_op op)
+{
+    if (queue->stopping)
+        return -EALREADY;
+    queue->stopping = true;
+    pvs_port_update_rx_up(queue->port);
+    int64_t seq = pvs_queue_command(queue, op);
+    if (seq < 0) {
+        queue->stopping = false;
+        pvs_port_update_rx_up(queue->port);
+    }
+    return seq;
+}
+
+uint32_t
+pvs_choose_worker(const struct pvs_switch *sw, int32_t wanted)
+{
+    uint32_t best = 0;
+
+    if (wanted >= 0)
+        return (uint32_t)wanted;
+    for (uint32_t i = 1; i < sw->conf.n_workers; i++)
+        if (sw->queues_on[i] < sw->queues_on[best])
+            best = i;
+    return best;
+}
+
+/* ---- rings ---- */
 
 /* Who polls the pair of a ring that is about to start: whoever has its other ring, who was named, or has the fewest. */
 static uint32_t
 choose_worker(const struct pvs_port *port, uint32_t index, int32_t wanted)
 {
-    const struct pvs_switch *sw = port->sw;
-    const struct pvs_ring *other = &port->ring[index ^ 1];
-    uint32_t best = 0;
+    const struct pvs_queue *other = &port->ring[index ^ 1].queue;
 
-    if (other->started)
-        return other->worker;
-    if (wanted >= 0)
-        return (uint32_t)wanted;
-    for (uint32_t i = 1; i < sw->conf.n_workers; i++)
-        if (sw->rings_on[i] < sw->rings_on[best])
-            best = i;
-    return best;
+    return other->started ? other->worker : pvs_choose_worker(port->sw, wanted);
 }
 
 /* Everything that a worker will look at; none of them does before the start command. */
@@ -191,12 +269,12 @@ ring_prepare(struct pvs_port *port, struct pvs_ring *ring, const struct pvs_ring
         return rc;
     ring->offloads =
         pvs_ring_is_guest_tx(ring) ? pvs_offloads_sent(conf->features) : pvs_offloads_taken(conf->features);
-    ring->worker = choose_worker(port, ring->index, conf->worker);
+    ring->queue.worker = choose_worker(port, ring->queue.index, conf->worker);
     ring->kick_fd = conf->kick_fd;
+    ring->queue.kickless = conf->kick_fd < 0;
     ring->touched = ring->notify = 0;
     ring->room_armed = false;
     ring->full_since_ns = 0;
-    memset(&ring->progress, 0, sizeof ring->progress);
     atomic_store_explicit(&ring->waiters, 0, memory_order_relaxed);
     atomic_store_explicit(&ring->call_fd, conf->call_fd, memory_order_relaxed);
     atomic_store_explicit(&ring->kicks, 0, memory_order_relaxed);
@@ -210,7 +288,7 @@ pvs_ring_start(struct pvs_port *port, uint32_t index, const struct pvs_ring_conf
     if (index >= port->n_rings || conf->worker < -1 || conf->worker >= (int32_t)port->sw->conf.n_workers)
         return -EINVAL;
     struct pvs_ring *ring = &port->ring[index];
-    if (ring->started)
+    if (ring->queue.started)
         return -EBUSY;
     if (atomic_load_explicit(&port->memory_lost, memory_order_relaxed))
         return -EFAULT;
@@ -219,30 +297,15 @@ pvs_ring_start(struct pvs_port *port, uint32_t index, const struct pvs_ring_conf
         return rc;
     if (!any_started(port))
         atomic_store_explicit(&port->broken, PVS_BROKEN_NONE, memory_order_relaxed);
-    int64_t seq = ring_command(port, PVS_OP_RING_START, index);
-    if (seq >= 0) {
-        ring->started = true;
-        port->sw->rings_on[ring->worker]++;
-    }
-    return seq;
+    return pvs_queue_start(&ring->queue, PVS_OP_RING_START);
 }
 
 int64_t
 pvs_ring_stop(struct pvs_port *port, uint32_t index)
 {
-    if (index >= port->n_rings || !port->ring[index].started)
+    if (index >= port->n_rings || !port->ring[index].queue.started)
         return -EINVAL;
-    struct pvs_ring *ring = &port->ring[index];
-    if (ring->stopping)
-        return -EALREADY;
-    ring->stopping = true;
-    rx_up_update(port);
-    int64_t seq = ring_command(port, PVS_OP_RING_STOP, index);
-    if (seq < 0) {
-        ring->stopping = false;
-        rx_up_update(port);
-    }
-    return seq;
+    return pvs_queue_stop(&port->ring[index].queue, PVS_OP_RING_STOP);
 }
 
 int64_t
@@ -251,11 +314,11 @@ pvs_ring_enable(struct pvs_port *port, uint32_t index, bool enabled)
     if (index >= port->n_rings)
         return -EINVAL;
     bool before = atomic_exchange_explicit(&port->ring[index].enabled, enabled, memory_order_relaxed);
-    rx_up_update(port);
-    int64_t seq = ring_command(port, PVS_OP_RING_ENABLE, index);
+    pvs_port_update_rx_up(port);
+    int64_t seq = pvs_queue_command(&port->ring[index].queue, PVS_OP_RING_ENABLE);
     if (seq < 0) {
         atomic_store_explicit(&port->ring[index].enabled, before, memory_order_relaxed);
-        rx_up_update(port);
+        pvs_port_update_rx_up(port);
     }
     return seq;
 }
@@ -268,7 +331,7 @@ pvs_ring_set_call(struct pvs_port *port, uint32_t index, int call_fd)
         return rc;
     /* release: see call_guests; what was there before is only put back */
     int old = atomic_exchange_explicit(&port->ring[index].call_fd, call_fd, memory_order_acq_rel);
-    int64_t seq = ring_command(port, PVS_OP_RING_CALL, index);
+    int64_t seq = pvs_queue_command(&port->ring[index].queue, PVS_OP_RING_CALL);
     if (seq < 0)
         atomic_store_explicit(&port->ring[index].call_fd, old, memory_order_relaxed);
     return seq;
@@ -281,17 +344,17 @@ pvs_ring_status(const struct pvs_port *port, uint32_t index, struct pvs_ring_sta
         return -EINVAL;
     const struct pvs_ring *ring = &port->ring[index];
     *out = (struct pvs_ring_status){
-        .running = atomic_load_explicit(&ring->running, memory_order_relaxed),
+        .running = atomic_load_explicit(&ring->queue.running, memory_order_relaxed),
         .enabled = atomic_load_explicit(&ring->enabled, memory_order_relaxed),
         .kicks = atomic_load_explicit(&ring->kicks, memory_order_relaxed),
         .packets = atomic_load_explicit(&ring->packets, memory_order_relaxed),
         .bytes = atomic_load_explicit(&ring->bytes, memory_order_relaxed),
         .notifications = atomic_load_explicit(&ring->notifications, memory_order_relaxed),
         .notifications_suppressed = atomic_load_explicit(&ring->notifications_suppressed, memory_order_relaxed),
-        .worker = ring->worker,
+        .worker = ring->queue.worker,
     };
     /* the ring is mapped for as long as it is started, and control is who unmaps */
-    if (ring->started) {
+    if (ring->queue.started) {
         out->avail_idx = atomic_load_explicit(&ring->vq.avail->idx, memory_order_relaxed);
         out->used_idx = atomic_load_explicit(&ring->vq.used->idx, memory_order_relaxed);
     }

@@ -90,7 +90,9 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
     case PVS_OP_RING_STOP:
     case PVS_OP_RING_ENABLE:
     case PVS_OP_RING_CALL:
-        pvs_ring_command_finish(command->ring.ring, command->op, command->result);
+    case PVS_OP_UPLINK_START:
+    case PVS_OP_UPLINK_STOP:
+        pvs_queue_command_finish(command->queue, command->op, command->result);
         break;
     case PVS_OP_INJECT:
         break;
@@ -124,7 +126,9 @@ pvs_switch_destroy(struct pvs_switch *sw)
         struct pvs_port *port = sw->port[i];
         if (port != NULL) {
             for (uint32_t k = 0; k < port->n_rings; k++)
-                port->ring[k].started = false;
+                port->ring[k].queue.started = false;
+            for (uint32_t k = 0; k < port->n_uplinks; k++)
+                port->uplink[k].queue.started = false;
             sw->tables->port[i].ref = 0;
             pvs_port_destroy(port);
         }

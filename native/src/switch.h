@@ -21,7 +21,7 @@ struct pvs_switch {
     struct pvs_port *port[PVS_MAX_PORTS];
     uint16_t generation[PVS_MAX_PORTS];
     struct pvs_worker *worker[PVS_MAX_WORKERS];
-    uint32_t rings_on[PVS_MAX_WORKERS]; /* started rings of each worker */
+    uint32_t queues_on[PVS_MAX_WORKERS]; /* started queues of each worker */
 };
 
 /* A command with `extra` bytes behind it, or NULL with -ENOMEM or -EAGAIN (too many under way) in *error. */
@@ -29,7 +29,22 @@ struct pvs_command *pvs_command_new(struct pvs_switch *sw, enum pvs_op op, uint3
 /* Hand it to every worker; returns its sequence number. */
 int64_t pvs_command_submit(struct pvs_switch *sw, struct pvs_command *command);
 
-/* A command on a ring has come back: record what has become true. */
-void pvs_ring_command_finish(struct pvs_ring *ring, enum pvs_op op, int64_t result);
+/* A command on a queue has come back: record what has become true. */
+void pvs_queue_command_finish(struct pvs_queue *queue, enum pvs_op op, int64_t result);
+
+/* ---- between ports.c and uplinks.c ---- */
+
+/* A port without queues, with its index. */
+int pvs_port_allocate(struct pvs_switch *sw, struct pvs_port **out);
+void pvs_port_free(struct pvs_port *port);
+/* Say to which queues frames may go. */
+void pvs_port_update_rx_up(struct pvs_port *port);
+/* Who has the fewest queues, or who was named. */
+uint32_t pvs_choose_worker(const struct pvs_switch *sw, int32_t wanted);
+int64_t pvs_queue_command(struct pvs_queue *queue, enum pvs_op op);
+/* The same for a start, which makes the queue its worker's. */
+int64_t pvs_queue_start(struct pvs_queue *queue, enum pvs_op op);
+/* The same for a stop: from now on nothing is delivered to it. */
+int64_t pvs_queue_stop(struct pvs_queue *queue, enum pvs_op op);
 
 #endif

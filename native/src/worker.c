@@ -105,7 +105,7 @@ wake_waiters(struct pvs_worker *w, struct pvs_ring *ring)
             pvs_worker_ring_bell(w->peer[i]);
 }
 
-/* Wait for kicks and the bell at most `timeout_ns`, and bring kicked rings into the set. */
+/* Wait for kicks, frames of uplinks and the bell at most `timeout_ns`, and bring their queues into the set. */
 static void
 wait_for_kicks(struct pvs_worker *w, uint64_t timeout_ns)
 {
@@ -114,32 +114,35 @@ wait_for_kicks(struct pvs_worker *w, uint64_t timeout_ns)
     int n = epoll_wait(w->epoll_fd, event, EPOLL_BATCH, ms > MAX_SLEEP_MS ? MAX_SLEEP_MS : (int)ms);
 
     for (int i = 0; i < n; i++) {
-        struct pvs_ring *ring = event[i].data.ptr;
-        if (ring == NULL) {
+        struct pvs_queue *queue = event[i].data.ptr;
+        if (queue == NULL) {
             uint64_t drained;
             (void)!read(w->bell_fd, &drained, sizeof drained);
             continue;
         }
-        pvs_count(&ring->kicks, 1);
-        if (!pvs_ring_is_guest_tx(ring))
-            wake_waiters(w, ring);
-        else if (!ring->active && atomic_load_explicit(&ring->running, memory_order_relaxed) &&
-                 atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE)
-            pvs_ring_activate(w, ring);
+        bool ring = queue->kind == PVS_QUEUE_RING;
+        if (ring)
+            pvs_count(&pvs_ring_of(queue)->kicks, 1);
+        if (ring && !pvs_ring_is_guest_tx(pvs_ring_of(queue)))
+            wake_waiters(w, pvs_ring_of(queue));
+        else if (!queue->active && atomic_load_explicit(&queue->running, memory_order_relaxed) &&
+                 atomic_load_explicit(&queue->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE)
+            pvs_queue_activate(w, queue);
     }
 }
 
-/* Show the receivers of a burst what they got. */
+/* Show the receivers of a burst what they got, and send what goes to the kernel. */
 static void
 publish_touched(struct pvs_worker *w)
 {
+    pvs_worker_send(w);
     for (uint32_t i = 0; i < w->n_touched; i++) {
         struct pvs_ring *ring = w->touched[i];
         pvs_worker_hold(w, ring, true);
         ring->touched &= (uint16_t)~pvs_worker_bit(w);
         pvs_split_publish(&ring->vq);
         pvs_ring_want_notify(w, ring);
-        if (atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
+        if (atomic_load_explicit(&ring->queue.port->memory_lost, memory_order_relaxed))
             pvs_ring_broken(w, ring, PVS_BROKEN_MEMORY_LOST);
     }
     w->n_touched = 0;
@@ -150,25 +153,26 @@ publish_touched(struct pvs_worker *w)
 static uint32_t
 discard(struct pvs_worker *w, struct pvs_ring *ring, uint32_t n)
 {
-    struct pvs_counters *c = ring->port->counters[w->index];
-    ring->progress.done = 0;
+    struct pvs_counters *c = ring->queue.port->counters[w->index];
+    ring->queue.progress.done = 0;
+    pvs_queue_set_waiting(w, &ring->queue, false);
     for (uint32_t i = 0; i < n; i++)
-        if (pvs_receive(w, ring->port, &w->burst.frame[i]))
+        if (pvs_receive(w, ring->queue.port, &w->burst.frame[i]))
             pvs_count(&c->rx_drop[PVS_DROP_queue_disabled], 1);
     return n;
 }
 
-/* The ring's own counters: as the port's rx_packets and rx_bytes, well-formed frames. */
+/* A queue's own counters: as the port's rx_packets and rx_bytes, well-formed frames. */
 static void
-count_taken(struct pvs_ring *ring, const struct pvs_burst *burst, uint32_t n)
+count_taken(_Atomic uint64_t *packets, _Atomic uint64_t *bytes, const struct pvs_frame *frame, uint32_t n)
 {
-    uint64_t packets = 0, bytes = 0;
+    uint64_t n_packets = 0, n_bytes = 0;
     for (uint32_t i = 0; i < n; i++) {
-        packets += !burst->frame[i].malformed;
-        bytes += burst->frame[i].malformed ? 0 : burst->frame[i].len;
+        n_packets += !frame[i].malformed;
+        n_bytes += frame[i].malformed ? 0 : frame[i].len;
     }
-    pvs_count(&ring->packets, packets);
-    pvs_count(&ring->bytes, bytes);
+    pvs_count(packets, n_packets);
+    pvs_count(bytes, n_bytes);
 }
 
 /*
@@ -176,62 +180,102 @@ count_taken(struct pvs_ring *ring, const struct pvs_burst *burst, uint32_t n)
  * nothing was wasted: next time it is half as long.
  */
 static void
-maybe_rest(struct pvs_worker *w, struct pvs_ring *ring)
+maybe_rest_ring(struct pvs_worker *w, struct pvs_ring *ring)
 {
-    if (w->now_ns - ring->idle_since_ns < ring->poll_ns || ring->kick_fd < 0 || ring->waiting)
+    if (w->now_ns - ring->queue.idle_since_ns < ring->queue.poll_ns || ring->queue.kickless || ring->queue.waiting)
         return;
     if (pvs_split_kick_arm(&ring->vq, ring->vq.next_avail)) {
         pvs_split_kick_suppress(&ring->vq);
         return;
     }
     if (w->polling == PVS_POLL_ADAPTIVE)
-        ring->poll_ns /= 2;
-    ring->rested_ns = ring->idle_since_ns;
-    pvs_ring_deactivate(w, ring);
+        ring->queue.poll_ns /= 2;
+    ring->queue.rested_ns = ring->queue.idle_since_ns;
+    pvs_queue_deactivate(w, &ring->queue);
 }
 
 /* It has work again: had it come within the polling time, it would have been found without a kick. */
 static void
 woke(const struct pvs_worker *w, struct pvs_ring *ring)
 {
-    if (ring->rested_ns != 0 && w->now_ns - ring->rested_ns < w->poll_ns)
-        ring->poll_ns = w->poll_ns;
-    ring->rested_ns = 0;
+    if (ring->queue.rested_ns != 0 && w->now_ns - ring->queue.rested_ns < w->poll_ns)
+        ring->queue.poll_ns = w->poll_ns;
+    ring->queue.rested_ns = 0;
+}
+
+/* Forward frames until they are through, the budget is spent, or one has to wait. How many have left. */
+static uint32_t
+forward_burst(struct pvs_worker *w, struct pvs_queue *queue, struct pvs_frame *frame, uint32_t n)
+{
+    uint32_t done = 0;
+    bool waiting = false;
+
+    w->spent = 0;
+    while (done < n && w->spent < PVS_BUDGET && !waiting) {
+        waiting = !pvs_forward(w, &frame[done], queue);
+        done += !waiting;
+        if (!waiting)
+            queue->progress.done = 0; /* it was the frame's that has left */
+    }
+    pvs_queue_set_waiting(w, queue, waiting);
+    publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
+    return done;
+}
+
+/* Frames have been taken from a queue. */
+static void
+took(struct pvs_worker *w, struct pvs_queue *queue, uint32_t n)
+{
+    pvs_count(&w->perf.packets, n);
+    pvs_count(&w->perf.burst_histogram[n], 1);
+    queue->idle_since_ns = w->now_ns;
 }
 
 /* One burst from one guest. Returns the number of frames taken. */
 static uint32_t
-serve(struct pvs_worker *w, struct pvs_ring *ring)
+serve_ring(struct pvs_worker *w, struct pvs_ring *ring)
 {
     enum pvs_broken broken = PVS_BROKEN_NONE;
-    uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done = 0;
-    bool waiting = false;
+    uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done;
 
-    w->spent = 0;
     if (n != 0 && !atomic_load_explicit(&ring->enabled, memory_order_relaxed))
         done = discard(w, ring, n);
-    while (done < n && w->spent < PVS_BUDGET && !waiting) {
-        waiting = !pvs_forward(w, &w->burst.frame[done], ring);
-        done += !waiting;
-        if (!waiting)
-            ring->progress.done = 0; /* it was the frame's that has left */
-    }
-    pvs_ring_set_waiting(w, ring, waiting);
-    publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
+    else
+        done = forward_burst(w, &ring->queue, w->burst.frame, n);
     if (done != 0) {
+        woke(w, ring);
+        took(w, &ring->queue, done);
         pvs_guest_tx_finish(ring, &w->burst, done);
         pvs_split_publish(&ring->vq);
         pvs_ring_want_notify(w, ring);
-        count_taken(ring, &w->burst, done);
-        pvs_count(&w->perf.packets, done);
-        pvs_count(&w->perf.burst_histogram[done], 1);
-        woke(w, ring);
-        ring->idle_since_ns = w->now_ns;
+        count_taken(&ring->packets, &ring->bytes, w->burst.frame, done);
     }
-    if (atomic_load_explicit(&ring->port->memory_lost, memory_order_relaxed))
+    if (atomic_load_explicit(&ring->queue.port->memory_lost, memory_order_relaxed))
         broken = PVS_BROKEN_MEMORY_LOST;
     if (broken != PVS_BROKEN_NONE)
         pvs_ring_broken(w, ring, broken);
+    else if (done == 0)
+        maybe_rest_ring(w, ring);
+    return done;
+}
+
+/* The same from an uplink, whose frames of a burst that have to wait stay where they are. */
+static uint32_t
+serve_uplink(struct pvs_worker *w, struct pvs_uplink *u)
+{
+    if (u->done == u->n && pvs_uplink_fetch(u) != 0)
+        count_taken(&u->rx_packets, &u->rx_bytes, u->in->frame, u->n);
+    uint32_t done = forward_burst(w, &u->queue, u->in->frame + u->done, u->n - u->done);
+    u->done += done;
+    if (done != 0)
+        took(w, &u->queue, done);
+    bool empty = u->drained && u->done == u->n;
+    if (u->overrun_seen_s != w->now_s || (empty && u->lost_some)) {
+        u->overrun_seen_s = w->now_s;
+        pvs_count(&u->queue.port->counters[w->index]->rx_drop[PVS_DROP_uplink_rx_full], pvs_uplink_overrun(u));
+    }
+    if (empty) /* what comes from now on makes an edge that epoll has not told yet */
+        pvs_queue_deactivate(w, &u->queue);
     return done;
 }
 
@@ -257,8 +301,8 @@ wants_call(struct pvs_worker *w, struct pvs_ring *ring)
     bool wanted = false;
 
     ring->notify &= (uint16_t)~pvs_worker_bit(w);
-    if (atomic_load_explicit(&ring->running, memory_order_relaxed) &&
-        atomic_load_explicit(&ring->port->broken, memory_order_relaxed) == PVS_BROKEN_NONE) {
+    if (atomic_load_explicit(&ring->queue.running, memory_order_relaxed) &&
+        atomic_load_explicit(&ring->queue.port->broken, memory_order_relaxed) == PVS_BROKEN_NONE) {
         wanted = pvs_split_wants_call(&ring->vq) || ring->call_owed;
         ring->call_owed = false;
         pvs_count(wanted ? &ring->notifications : &ring->notifications_suppressed, 1);
@@ -310,15 +354,14 @@ pvs_worker_round(struct pvs_worker *w, uint64_t now_ns)
     uint32_t work = take_mail(w);
     publish_touched(w); /* what an injected frame left */
     for (uint32_t i = 0; i < w->n_active;) {
-        struct pvs_ring *ring = w->active[i];
-        uint32_t n = 0;
-        if (atomic_load_explicit(&ring->port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
-            pvs_ring_deactivate(w, ring);
-        else if ((n = serve(w, ring)) == 0)
-            maybe_rest(w, ring);
-        work += n;
-        if (i < w->n_active && w->active[i] == ring)
-            i++; /* otherwise the last ring has taken this place */
+        struct pvs_queue *queue = w->active[i];
+        if (atomic_load_explicit(&queue->port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
+            pvs_queue_deactivate(w, queue);
+        else
+            work += queue->kind == PVS_QUEUE_RING ? serve_ring(w, pvs_ring_of(queue))
+                                                  : serve_uplink(w, pvs_uplink_of(queue));
+        if (i < w->n_active && w->active[i] == queue)
+            i++; /* otherwise the last queue has taken this place */
     }
     work += pvs_wheel_run(&w->wheel, now_ns) + w->look_again;
     w->look_again = false;
@@ -415,7 +458,7 @@ pvs_worker_init(struct pvs_worker *w, struct pvs_worker *const *peer, uint32_t i
     struct epoll_event bell = { .events = EPOLLIN };
     if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->bell_fd, &bell) != 0)
         return -errno;
-    w->active = calloc(MAX_RINGS, sizeof(struct pvs_ring *));
+    w->active = calloc(MAX_RINGS, sizeof(struct pvs_queue *));
     w->touched = calloc(MAX_RINGS, sizeof(struct pvs_ring *));
     w->notify = calloc(MAX_RINGS, sizeof(struct pvs_ring *));
     if (w->active == NULL || w->touched == NULL || w->notify == NULL)

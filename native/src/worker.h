@@ -2,10 +2,11 @@
 /*
  * worker.h - one poll thread's world.
  *
- * How it works: a round (pvs_worker_round) takes the mail, looks at kicks now and then, serves each ring of the active
+ * How it works: a round (pvs_worker_round) takes the mail, looks at kicks now and then, serves each queue of the active
  * set for one burst, fires timers, and asks once, after one fence, which guests want a call. A ring that has been empty
  * for the polling time leaves the active set with its kick armed; the kick brings it back. When the set is empty and
- * nothing else waits, the worker blocks in epoll. Kicks are watched edge-triggered and never read.
+ * nothing else waits, the worker blocks in epoll. Kicks are watched edge-triggered and never read. A queue of an uplink
+ * leaves the set as soon as it is empty, since polling it would be a system call; its descriptor is watched likewise.
  *
  * Each guest_tx ring is served by one worker; receive rings are shared. A worker holds the lock of one receive ring at a
  * time (`held`), over as many frames for it as follow each other. Unicast whose ring another worker holds is left in its
@@ -21,8 +22,9 @@
 #include "channel.h"
 #include "command.h"
 #include "hold.h"
+#include "port_uplink.h"
 
-/* Bytes times copies (and 64 for each segment) that one ring may cost in one turn before the others have theirs. */
+/* Bytes times copies (and 64 for each segment) that one queue may cost in one turn before the others have theirs. */
 enum { PVS_BUDGET = 512 * 1024 };
 
 /* New or moved addresses that one port may have learned in a second. */
@@ -61,19 +63,21 @@ struct pvs_worker {
     uint64_t now_ns;
     uint32_t now_s;
     uint64_t kicks_seen_ns;        /* when epoll was last asked */
-    uint32_t n_active, n_kickless; /* rings in the set; those of them that no kick of their guest will wake us for */
+    uint32_t n_active, n_kickless; /* queues in the set; those of them that no kick of their guest will wake us for */
     uint32_t n_touched, n_notify;
     uint32_t spent;        /* of the budget of the turn at hand */
     bool look_again;       /* something moved while we looked: don't go to sleep */
     struct pvs_ring *held; /* the receive ring whose lock we have, or NULL */
     uint64_t worked_ns;    /* when a round last found work */
-    struct pvs_ring **active, **touched, **notify;
+    struct pvs_queue **active;
+    struct pvs_ring **touched, **notify;
     bool wake_control;
 
     struct pvs_burst burst;
     struct pvs_verdict verdict;
     struct pvs_pieces pieces;
     struct pvs_seg scratch[PVS_MAX_SEGS];
+    struct pvs_outbox outbox;
     struct pvs_wheel wheel;
     struct pvs_slab slab;
     struct pvs_allowance learning[PVS_MAX_PORTS];
@@ -97,26 +101,31 @@ void *pvs_worker_run(void *worker);
 /* Wake it if it sleeps. Called by control after it has put something into the mail (or set `stop`). */
 void pvs_worker_ring_bell(struct pvs_worker *worker);
 
-/* ---- between worker.c, rings.c, forward.c and commands.c ---- */
+/* ---- between worker.c, queues.c, forward.c and commands.c ---- */
 
 /* Count a frame that came from `port`. False when it is malformed. */
 bool pvs_receive(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame);
 /*
- * Decide on a frame, deliver its copies, and then apply the verdict's effects. `from` is the guest_tx ring it came by, or
- * NULL. False: nothing was committed, the frame has to wait in `from` for its receiver and is to be tried again.
+ * Decide on a frame, deliver its copies, and then apply the verdict's effects. `from` is the queue it came by, or NULL.
+ * False: nothing was committed, the frame has to wait in `from` for its receiver and is to be tried again.
  */
-bool pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame, struct pvs_ring *from);
-/* Deliver one copy and count it. False: it has to wait in `from` (NULL: it never does). */
+bool pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame, struct pvs_queue *from);
+/*
+ * Deliver one copy and count it. False: it has to wait in `from` (NULL: it never does). What goes to an uplink is counted
+ * when it is sent, by pvs_outbox_flush; until then the frame must stay where it is.
+ */
 bool pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
-                 struct pvs_ring *from);
+                 struct pvs_queue *from);
+/* Send what waits for the kernel, and count it. */
+void pvs_worker_send(struct pvs_worker *worker);
 /* Get the lock of a receive ring, letting go of the one held before. False: another worker has it (and not `wait`). */
 bool pvs_worker_hold(struct pvs_worker *worker, struct pvs_ring *ring, bool wait);
 void pvs_worker_release(struct pvs_worker *worker);
 void pvs_command_run(struct pvs_worker *worker, struct pvs_command *command);
-void pvs_ring_activate(struct pvs_worker *worker, struct pvs_ring *ring);
-void pvs_ring_deactivate(struct pvs_worker *worker, struct pvs_ring *ring);
-/* The ring's first frame has to wait for its receiver, or no longer does. */
-void pvs_ring_set_waiting(struct pvs_worker *worker, struct pvs_ring *ring, bool waiting);
+void pvs_queue_activate(struct pvs_worker *worker, struct pvs_queue *queue);
+void pvs_queue_deactivate(struct pvs_worker *worker, struct pvs_queue *queue);
+/* The queue's first frame has to wait for its receiver, or no longer does. */
+void pvs_queue_set_waiting(struct pvs_worker *worker, struct pvs_queue *queue, bool waiting);
 /* Latch the ring's port broken, tell control, and stop serving it. */
 void pvs_ring_broken(struct pvs_worker *worker, struct pvs_ring *ring, enum pvs_broken why);
 /* Put the ring on the list of those to publish, or to notify, at the end. A receive ring's lock is held. */

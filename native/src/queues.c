@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rings.c - where a ring stands with a worker: polled, waiting, held, touched, to be notified, broken (worker.h).
+ * queues.c - where a queue stands with a worker: polled, waiting, held, touched, to be notified, broken (worker.h).
  *
  * Called by the worker's round, by forward.c and by commands.c, on the worker's thread.
  */
@@ -8,35 +8,36 @@
 #include "worker.h"
 
 void
-pvs_ring_activate(struct pvs_worker *w, struct pvs_ring *ring)
+pvs_queue_activate(struct pvs_worker *w, struct pvs_queue *queue)
 {
-    pvs_split_kick_suppress(&ring->vq);
-    ring->idle_since_ns = w->now_ns;
-    ring->active = true;
-    ring->waiting = false;
-    w->n_kickless += ring->kick_fd < 0;
-    ring->active_at = w->n_active;
-    w->active[w->n_active++] = ring;
+    if (queue->kind == PVS_QUEUE_RING)
+        pvs_split_kick_suppress(&pvs_ring_of(queue)->vq);
+    queue->idle_since_ns = w->now_ns;
+    queue->active = true;
+    queue->waiting = false;
+    w->n_kickless += queue->kickless;
+    queue->active_at = w->n_active;
+    w->active[w->n_active++] = queue;
 }
 
 void
-pvs_ring_deactivate(struct pvs_worker *w, struct pvs_ring *ring)
+pvs_queue_deactivate(struct pvs_worker *w, struct pvs_queue *queue)
 {
-    struct pvs_ring *last = w->active[--w->n_active];
-    w->active[ring->active_at] = last;
-    last->active_at = ring->active_at;
-    ring->active = false;
-    w->n_kickless -= ring->kick_fd < 0 || ring->waiting;
-    ring->waiting = false;
+    struct pvs_queue *last = w->active[--w->n_active];
+    w->active[queue->active_at] = last;
+    last->active_at = queue->active_at;
+    queue->active = false;
+    w->n_kickless -= queue->kickless || queue->waiting;
+    queue->waiting = false;
 }
 
-/* No kick of its own guest ends the waiting of a ring, so it counts as one without a kick. */
+/* Nothing that its own guest or interface does ends the waiting of a queue, so it counts as one without a kick. */
 void
-pvs_ring_set_waiting(struct pvs_worker *w, struct pvs_ring *ring, bool waiting)
+pvs_queue_set_waiting(struct pvs_worker *w, struct pvs_queue *queue, bool waiting)
 {
-    if (ring->waiting != waiting && ring->kick_fd >= 0)
+    if (queue->waiting != waiting && !queue->kickless)
         w->n_kickless += waiting ? 1U : UINT32_MAX;
-    ring->waiting = waiting;
+    queue->waiting = waiting;
 }
 
 bool
@@ -82,7 +83,7 @@ pvs_ring_want_notify(struct pvs_worker *w, struct pvs_ring *ring)
 void
 pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why)
 {
-    struct pvs_port *port = ring->port;
+    struct pvs_port *port = ring->queue.port;
     uint32_t none = PVS_BROKEN_NONE;
 
     /* lost memory reads as zeros, which make many a ring look wrong: name the cause */

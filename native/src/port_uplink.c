@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* port_uplink.c - see port_uplink.h for how it works and who may call it. */
+#include "port_uplink.h"
+
+#include <errno.h>
+#include <linux/if_packet.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "parse.h"
+
+/* The kernel may ask for anything: what it segments and sums is checked as a guest's frames are. */
+enum { EVERY_OFFLOAD = PVS_OFFLOAD_CSUM | PVS_OFFLOAD_TSO4 | PVS_OFFLOAD_TSO6 | PVS_OFFLOAD_ECN };
+enum { EVERY_USO = PVS_OFFLOAD_USO4 | PVS_OFFLOAD_USO6 };
+enum { PAGE = 4096 };
+
+/* ---- life ---- */
+
+/* Where each message of a burst is to be put; what a call changes is set anew by receive_messages. */
+static void
+lay_out(struct pvs_uplink_buffers *in)
+{
+    for (uint32_t i = 0; i < PVS_UPLINK_BURST; i++) {
+        in->part[i][0] = (struct iovec){ .iov_base = &in->header[i], .iov_len = PVS_UPLINK_HEADER };
+        in->part[i][1] = (struct iovec){ .iov_base = in->frame[i].head, .iov_len = PVS_HEAD };
+        in->part[i][2] = (struct iovec){ .iov_base = in->slot[i], .iov_len = PVS_UPLINK_SLOT };
+        in->message[i].msg_hdr =
+            (struct msghdr){ .msg_iov = in->part[i], .msg_iovlen = 3, .msg_control = in->control[i] };
+    }
+}
+
+int
+pvs_uplink_attach(struct pvs_uplink *u, const struct pvs_uplink_conf *conf)
+{
+    if (conf->fd < 0 || conf->kind > PVS_PACKET)
+        return -EINVAL;
+    void *map = mmap(NULL, sizeof *u->in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED)
+        return -errno;
+    u->in = map;
+    lay_out(u->in);
+    u->fd = conf->fd;
+    u->kind = (uint8_t)conf->kind;
+    u->offloads = EVERY_OFFLOAD | (conf->uso ? EVERY_USO : 0);
+    u->n = u->done = 0;
+    u->drained = u->lost_some = false;
+    u->overrun_seen_s = 0;
+    atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&u->error, 0, memory_order_relaxed);
+    return 0;
+}
+
+void
+pvs_uplink_detach(struct pvs_uplink *u)
+{
+    if (u->in != NULL)
+        munmap(u->in, sizeof *u->in);
+    u->in = NULL;
+    u->fd = -1;
+}
+
+static void
+note_error(struct pvs_uplink *u, int error)
+{
+    atomic_store_explicit(&u->error, (uint32_t)error, memory_order_relaxed);
+}
+
+/* ---- from the kernel ---- */
+
+/* IEEE 802.1Q, 9: put the tag back that the kernel took out. The head has room: it was filled up to PVS_HEAD. */
+static void
+restore_tag(struct pvs_frame *frame, struct virtio_net_hdr *header, uint16_t tpid, uint16_t tci)
+{
+    uint8_t *at = frame->head + 12;
+
+    memmove(at + PVS_VLAN_HLEN, at, (size_t)(frame->head_len - 12));
+    at[0] = (uint8_t)(tpid >> 8);
+    at[1] = (uint8_t)tpid;
+    at[2] = (uint8_t)(tci >> 8);
+    at[3] = (uint8_t)tci;
+    frame->head_len = (uint16_t)(frame->head_len + PVS_VLAN_HLEN);
+    frame->len += PVS_VLAN_HLEN;
+    header->csum_start = (uint16_t)(header->csum_start + PVS_VLAN_HLEN);
+}
+
+static void
+restore_stripped_tag(struct pvs_frame *frame, struct virtio_net_hdr *header, struct msghdr *message)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c != NULL; c = CMSG_NXTHDR(message, c)) {
+        struct tpacket_auxdata aux;
+        if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
+            continue;
+        memcpy(&aux, CMSG_DATA(c), sizeof aux);
+        if (aux.tp_status & TP_STATUS_VLAN_VALID)
+            restore_tag(frame, header, aux.tp_status & TP_STATUS_VLAN_TPID_VALID ? aux.tp_vlan_tpid : ETHERTYPE_8021Q,
+                        aux.tp_vlan_tci);
+    }
+}
+
+/* Make frame `i` of what was received: `size` bytes, the header included. */
+static void
+take_frame(struct pvs_uplink *u, uint32_t i, size_t size)
+{
+    struct pvs_uplink_buffers *in = u->in;
+    struct pvs_frame *frame = &in->frame[i];
+    struct msghdr *message = &in->message[i].msg_hdr;
+    bool packet = u->kind == PVS_PACKET;
+
+    frame->chain = 0;
+    frame->in_ref = u->queue.port->ref;
+    frame->pair = (uint8_t)u->queue.index;
+    frame->injected = false;
+    frame->n_seg = 0;
+    frame->seg = &in->tail[i];
+    frame->len = size > PVS_UPLINK_HEADER ? (uint32_t)size - PVS_UPLINK_HEADER : 0;
+    frame->malformed = frame->len < PVS_ETH_HLEN || frame->len > PVS_MAX_FRAME - PVS_VLAN_HLEN ||
+                       (packet && (message->msg_flags & MSG_TRUNC) != 0);
+    if (frame->malformed)
+        return;
+    frame->head_len = (uint16_t)(frame->len < PVS_HEAD ? frame->len : PVS_HEAD);
+    if (frame->len > PVS_HEAD) {
+        in->tail[i] = (struct pvs_seg){ .base = in->slot[i], .len = frame->len - PVS_HEAD };
+        frame->n_seg = 1;
+    }
+    if (packet)
+        restore_stripped_tag(frame, &in->header[i], message);
+    frame->malformed = !pvs_parse(frame) || !pvs_offload_check(frame, &in->header[i], EVERY_OFFLOAD | EVERY_USO);
+}
+
+static uint32_t
+read_tap(struct pvs_uplink *u)
+{
+    uint32_t n = 0;
+
+    for (size_t bytes = 0; n < PVS_UPLINK_BURST && bytes < PVS_UPLINK_BYTES; n++) {
+        ssize_t size = readv(u->fd, u->in->part[n], 3);
+        if (size < 0) {
+            u->drained = true;
+            if (errno != EAGAIN)
+                note_error(u, errno);
+            break;
+        }
+        take_frame(u, n, (size_t)size);
+        bytes += (size_t)size;
+    }
+    return n;
+}
+
+static uint32_t
+receive_messages(struct pvs_uplink *u)
+{
+    struct pvs_uplink_buffers *in = u->in;
+
+    for (uint32_t i = 0; i < PVS_UPLINK_BURST; i++) {
+        in->message[i].msg_hdr.msg_controllen = sizeof in->control[i];
+        in->message[i].msg_hdr.msg_flags = 0;
+    }
+    int n = recvmmsg(u->fd, in->message, PVS_UPLINK_BURST, MSG_DONTWAIT, NULL);
+    if (n < 0 && errno == EINVAL) { /* one of a kind that has no virtio-net header, like a tunnel's segments, is lost */
+        in->frame[0].malformed = true;
+        in->frame[0].in_ref = u->queue.port->ref;
+        return 1;
+    }
+    if (n < 0 && errno != EAGAIN)
+        note_error(u, errno);
+    u->drained = n < PVS_UPLINK_BURST;
+    u->lost_some |= n == PVS_UPLINK_BURST;
+    for (int i = 0; i < n; i++)
+        take_frame(u, (uint32_t)i, in->message[i].msg_len);
+    return n < 0 ? 0 : (uint32_t)n;
+}
+
+uint32_t
+pvs_uplink_fetch(struct pvs_uplink *u)
+{
+    u->drained = false;
+    u->done = 0;
+    u->n = u->kind == PVS_TAP ? read_tap(u) : receive_messages(u);
+    return u->n;
+}
+
+uint32_t
+pvs_uplink_overrun(struct pvs_uplink *u)
+{
+    struct tpacket_stats stats; /* since it was last read */
+    socklen_t len = sizeof stats;
+
+    u->lost_some = false;
+    if (u->kind != PVS_PACKET || getsockopt(u->fd, SOL_PACKET, PACKET_STATISTICS, &stats, &len) != 0)
+        return 0;
+    return stats.tp_drops;
+}
+
+/* ---- to the kernel ---- */
+
+void
+pvs_outbox_put(struct pvs_outbox *box, struct pvs_pieces *pieces)
+{
+    uint32_t i = box->n++, parts = PVS_OUTBOX_PARTS + 1;
+    struct iovec *part = box->part[i];
+
+    box->len[i] = pieces->len;
+    if (!pieces->sum)
+        parts = pvs_piece_parts(pieces, part + 2, PVS_OUTBOX_PARTS);
+    if (parts <= PVS_OUTBOX_PARTS) {
+        box->header[i] = pieces->header;
+        memcpy(box->head[i], pieces->head, pieces->head_len);
+        part[0] = (struct iovec){ .iov_base = &box->header[i], .iov_len = PVS_UPLINK_HEADER };
+        part[1] = (struct iovec){ .iov_base = box->head[i], .iov_len = pieces->head_len };
+        parts += 2;
+    } else {
+        struct pvs_seg all = { .base = box->bounce, .len = PVS_UPLINK_HEADER + pieces->len };
+        struct pvs_cursor c = { .seg = &all, .n = 1 };
+        pvs_piece_write(pieces, &c, PVS_UPLINK_HEADER);
+        box->bounced = true;
+        part[0] = (struct iovec){ .iov_base = box->bounce, .iov_len = all.len };
+        parts = 1;
+    }
+    box->message[i].msg_hdr = (struct msghdr){ .msg_iov = part, .msg_iovlen = parts };
+}
+
+/*
+ * The kernel could not read a payload: the file behind its sender's memory was truncated. It doesn't say whose, so it is
+ * read here, where the SIGBUS handler finds out (guest_memory.h).
+ */
+static void
+touch(const struct msghdr *message)
+{
+    for (size_t i = 0; i < message->msg_iovlen; i++) {
+        const volatile uint8_t *base = message->msg_iov[i].iov_base;
+        size_t len = message->msg_iov[i].iov_len;
+        for (size_t at = 0; at < len; at += PAGE)
+            (void)base[at];
+        if (len != 0)
+            (void)base[len - 1];
+    }
+}
+
+static enum pvs_drop
+reason(int error)
+{
+    switch (error) {
+    case EAGAIN:
+    case ENOBUFS:
+    case ENOMEM:
+        return PVS_DROP_uplink_tx_full;
+    case EIO: /* of a tap: it is not up */
+    case EBADFD:
+    case ENETDOWN:
+    case ENODEV:
+    case ENXIO:
+        return PVS_DROP_link_down;
+    case EMSGSIZE:
+        return PVS_DROP_mtu_exceeded;
+    default:
+        return PVS_DROP_uplink_refused;
+    }
+}
+
+enum pvs_drop
+pvs_outbox_send(struct pvs_outbox *box)
+{
+    struct pvs_uplink *u = box->uplink;
+
+    while (box->sent < box->n) {
+        struct mmsghdr *message = &box->message[box->sent];
+        int n = 1;
+        if (u->kind == PVS_PACKET)
+            n = sendmmsg(u->fd, message, box->n - box->sent, MSG_DONTWAIT);
+        else if (writev(u->fd, message->msg_hdr.msg_iov, (int)message->msg_hdr.msg_iovlen) < 0)
+            n = -1;
+        if (n < 0) {
+            int error = errno;
+            if (error == EFAULT)
+                touch(&message->msg_hdr);
+            if (error != EAGAIN)
+                note_error(u, error);
+            return reason(error);
+        }
+        box->sent += (uint32_t)n;
+    }
+    return PVS_DROP_none;
+}

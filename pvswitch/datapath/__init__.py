@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only door to the native data plane: `pvswitch._native` is imported nowhere else.
+
+How it works: native/include/pvs_api.h is the interface; this package turns its integers into exceptions (`core.check`,
+the one place) and its commands into awaitables. A command returns a sequence number at once; when the core's wake
+descriptor becomes readable, finished numbers are reaped and their futures resolved. A finished command means that
+every worker has passed a burst boundary: what it replaced may be freed.
+
+Who may call: `ports.py`, `vhost_port.py` and `uplink_port.py`, on the event loop's thread, and tests. All handles
+belong to one `Datapath` and must be closed before it.
+"""
+
+from pvswitch.datapath.core import (
+    COUNTERS,
+    DROP_REASONS,
+    MAX_PAIRS,
+    PUNT_REASONS,
+    broken_reason,
+    format_mac,
+    now_ns,
+)
+from pvswitch.datapath.fdb import Fdb
+from pvswitch.datapath.handles import DatapathHandle, DatapathPort, DatapathUplink, MemoryRegion
+from pvswitch.datapath.records import (
+    Event,
+    FdbItem,
+    Perf,
+    PortCounters,
+    Punt,
+    QueueStatus,
+    RingConf,
+    RingStatus,
+    UplinkConf,
+)
+from pvswitch.datapath.switch import BridgeView, Datapath, PortView
+
+__all__ = [
+    "COUNTERS",
+    "DROP_REASONS",
+    "MAX_PAIRS",
+    "PUNT_REASONS",
+    "BridgeView",
+    "Datapath",
+    "DatapathHandle",
+    "DatapathPort",
+    "DatapathUplink",
+    "Event",
+    "Fdb",
+    "FdbItem",
+    "MemoryRegion",
+    "Perf",
+    "PortCounters",
+    "PortView",
+    "Punt",
+    "QueueStatus",
+    "RingConf",
+    "RingStatus",
+    "UplinkConf",
+    "broken_reason",
+    "format_mac",
+    "now_ns",
+]

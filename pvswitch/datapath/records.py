@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the core reports, and what it is told: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# ---- what the core reports ----
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in the data path. `old_port` only for `moved`, `detail` only for `broken`."""
+
+    kind: Literal["learned", "moved", "broken"]
+    time_ns: int
+    port: int
+    vid: int = 0
+    mac: str = ""
+    old_port: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Punt:
+    """A frame handed to the control plane: raw bytes from the Ethernet header on."""
+
+    time_ns: int
+    port: int
+    vid: int
+    reason: str
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FdbItem:
+    """One entry of an FDB. `port` is a port's reference, `age` in seconds (0 for static)."""
+
+    mac: str
+    vid: int
+    port: int
+    age: int
+    static: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatus:
+    """A ring now. The two indices are read from guest memory and 0 while it is stopped.
+
+    `worker` polls it; it means something only while the ring runs.
+    """
+
+    running: bool
+    enabled: bool
+    used_idx: int
+    avail_idx: int
+    kicks: int
+    packets: int
+    bytes: int
+    notifications: int
+    notifications_suppressed: int
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortCounters:
+    """Counters by name, and drops by reason (only reasons that occurred), in the switch's view."""
+
+    values: dict[str, int]
+    rx_drops: dict[str, int]
+    tx_drops: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Perf:
+    """What one worker has done since it was made; cycles are of the CPU's time stamp counter."""
+
+    busy_cycles: int
+    idle_cycles: int
+    total_cycles: int
+    packets: int
+    loops: int
+    sleeps: int
+    learn_skipped: int
+    burst_histogram: tuple[int, ...]
+    cycles_per_second: int
+    sleeping: bool
+
+
+# ---- what the core is told ----
+
+
+@dataclass(frozen=True, slots=True)
+class RingConf:
+    """How to run a ring; addresses are the front end's. A descriptor of None: none was given.
+
+    `worker` polls the ring's pair, -1: the one with the fewest rings. The first ring of a pair to start decides.
+    """
+
+    desc: int
+    avail: int
+    used: int
+    num: int
+    features: int
+    enabled: bool
+    kick_fd: int | None
+    call_fd: int | None
+    worker: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkConf:
+    """A queue of an uplink.
+
+    `fd` is a tap or a packet socket, non-blocking, with a virtio-net header of 10 bytes; it stays the caller's, open
+    until the queue is stopped. `uso`: the kernel takes UDP frames to be segmented. `worker` fetches from it, -1: that
+    with the fewest queues.
+    """
+
+    kind: Literal["tap", "packet"]
+    fd: int
+    uso: bool = False
+    worker: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """A queue of an uplink now. `error`: errno of what last went wrong since it was started, 0 = nothing."""
+
+    running: bool
+    error: int
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    worker: int

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The switch in the core, and the channel to it: commands down, completions, events and punted frames up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pvswitch.datapath.core import PUNT_REASONS, broken_reason, check, ffi, format_mac, lib, now_ns
+from pvswitch.datapath.fdb import Fdb
+from pvswitch.datapath.handles import DatapathHandle, DatapathPort, DatapathUplink
+from pvswitch.datapath.records import Event, Perf, Punt
+
+_POLLING = {
+    "adaptive": lib.PVS_POLL_ADAPTIVE,
+    "busy": lib.PVS_POLL_BUSY,
+    "interrupt": lib.PVS_POLL_INTERRUPT,
+}
+_BATCH = 128  # events or frames taken from the core before the loop has its turn again
+_EVENT_KINDS = {
+    lib.PVS_EV_LEARNED: "learned",
+    lib.PVS_EV_MOVED: "moved",
+    lib.PVS_EV_BROKEN: "broken",
+}
+
+
+def _ignore(_: object) -> None:
+    """Stand in for a listener while there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortView:
+    """A port in the tables: `bridge` is the index of its bridge there; `mtu` in L3 bytes, 0 = not enforced.
+
+    `backpressure_ms`: how long known unicast waits for this port while it is full; 0 = it is dropped.
+    """
+
+    port: DatapathHandle
+    bridge: int
+    enabled: bool = True
+    mtu: int = 0
+    backpressure_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeView:
+    """A bridge in the tables."""
+
+    fdb: Fdb
+    forward_bpdu: bool = True
+    flood_unknown: bool = True
+    punt_bpdu: bool = False
+
+
+class Datapath:
+    """The switch in the core: its workers, and the channel to them.
+
+    Without `start()` no threads run; tests then call `poll()` themselves.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 1,
+        cpus: Sequence[int] = (),
+        polling: str = "adaptive",
+        poll_us: int = 50,
+    ) -> None:
+        """`cpus`: one for each worker, or none. OSError EINVAL for values out of range."""
+        conf = ffi.new("struct pvs_switch_conf *")
+        conf.n_workers, conf.polling, conf.poll_us = workers, _POLLING[polling], poll_us
+        for i in range(lib.PVS_MAX_WORKERS):
+            conf.cpus[i] = cpus[i] if i < len(cpus) else -1
+        out = ffi.new("pvs_switch **")
+        check(lib.pvs_switch_create(conf, out))
+        self._switch = out[0]
+        self.workers = workers
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pending: dict[int, asyncio.Future[int]] = {}
+        self._room = asyncio.Semaphore(lib.PVS_COMMANDS)
+        self._punt_buffer = ffi.new("uint8_t[]", lib.PVS_MAX_FRAME)
+        self.on_event: Callable[[Event], None] = _ignore
+        self.on_punt: Callable[[Punt], None] = _ignore
+
+    def attach(self) -> None:
+        """Take completions, events and punted frames from now on in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(lib.pvs_wake_fd(self._switch), self._drain)
+
+    def start(self) -> None:
+        """Attach to the running loop and start the poll threads."""
+        self.attach()
+        check(lib.pvs_switch_start(self._switch))
+
+    def close(self) -> None:
+        """Stop the threads and free everything; all ports must be closed by now."""
+        if self._switch is None:
+            return
+        if self._loop is not None:
+            self._loop.remove_reader(lib.pvs_wake_fd(self._switch))
+        lib.pvs_switch_destroy(self._switch)
+        self._switch = None
+        for future in self._pending.values():
+            future.cancel()
+        self._pending.clear()
+
+    def port(self, pairs: int = 1) -> DatapathPort:
+        """Return a new port with `pairs` queue pairs; OSError ENOSPC when all are taken."""
+        return DatapathPort(self, pairs)
+
+    def poll(self, at_ns: int, worker: int = 0) -> int:
+        """Run one round of a worker, when no threads were started; return what it handled."""
+        return check(lib.pvs_poll_once(self._switch, worker, at_ns))
+
+    def watchdog(self) -> int:
+        """Interrupt workers that hang in a call to a guest, latching its port broken; return how many hung."""
+        return int(lib.pvs_watchdog(self._switch, now_ns()))
+
+    def uplink(self, queues: int = 1) -> DatapathUplink:
+        """Return a new uplink with so many queues; OSError ENOSPC when all port indices are taken."""
+        return DatapathUplink(self, queues)
+
+    async def command(self, submit: Callable[[], int]) -> int:
+        """Submit a command and wait until every worker has carried it out; return its result."""
+        assert self._loop is not None, "attach() or start() first"
+        async with self._room:
+            seq = check(submit())
+            future: asyncio.Future[int] = self._loop.create_future()
+            self._pending[seq] = future
+            # shielded: a command can't be taken back, and its slot is free only when it has returned
+            return check(await asyncio.shield(future))
+
+    async def publish(self, ports: Sequence[PortView], bridges: Sequence[BridgeView]) -> None:
+        """Make these the tables that every worker forwards by, at once and as a whole."""
+        p = ffi.new("struct pvs_port_conf[]", max(1, len(ports)))
+        b = ffi.new("struct pvs_bridge_conf[]", max(1, len(bridges)))
+        for i, view in enumerate(ports):
+            p[i].port, p[i].bridge = view.port._port, view.bridge
+            p[i].enabled, p[i].mtu, p[i].backpressure_ms = view.enabled, view.mtu, view.backpressure_ms
+        for i, bridge in enumerate(bridges):
+            b[i].fdb, b[i].punt_bpdu = bridge.fdb._fdb, bridge.punt_bpdu
+            b[i].forward_bpdu, b[i].flood_unknown = bridge.forward_bpdu, bridge.flood_unknown
+        await self.command(lambda: lib.pvs_publish(self._switch, p, len(ports), b, len(bridges)))
+
+    def perf(self, worker: int) -> Perf:
+        """Return what a worker has done so far."""
+        p = ffi.new("struct pvs_perf *")
+        check(lib.pvs_worker_perf(self._switch, worker, p))
+        return Perf(
+            p.busy_cycles,
+            p.idle_cycles,
+            p.total_cycles,
+            p.packets,
+            p.loops,
+            p.sleeps,
+            p.learn_skipped,
+            tuple(p.burst_histogram),
+            p.cycles_per_second,
+            p.sleeping,
+        )
+
+    def lost(self) -> dict[str, int]:
+        """Return how many events and punted frames (by reason) found no room on their way up."""
+        names = ("events", *(f"punt_{reason}" for reason in PUNT_REASONS))
+        return {name: int(lib.pvs_lost(self._switch, i)) for i, name in enumerate(names)}
+
+    def _drain(self) -> None:
+        """Take what has come up. Clearing comes first, so that nothing that comes later is missed.
+
+        At most a batch of events and frames at a time: guests that make many must not hold the loop.
+        """
+        if self._switch is None:
+            return
+        lib.pvs_wake_clear(self._switch)
+        self._reap()
+        if self._take_events() | self._take_punts():
+            assert self._loop is not None
+            self._loop.call_soon(self._drain)
+
+    def _take_events(self) -> bool:
+        """Hand on up to a batch of events; True when there may be more."""
+        event = ffi.new("struct pvs_event *")
+        for _ in range(_BATCH):
+            if not lib.pvs_event_next(self._switch, event):
+                return False
+            self.on_event(_event(event))
+        return True
+
+    def _take_punts(self) -> bool:
+        """Hand on up to a batch of punted frames; True when there may be more."""
+        punt = ffi.new("struct pvs_punt *")
+        for _ in range(_BATCH):
+            n = lib.pvs_punt_next(self._switch, punt, self._punt_buffer, lib.PVS_MAX_FRAME)
+            if n <= 0:
+                return False
+            frame = bytes(ffi.buffer(self._punt_buffer, n))
+            self.on_punt(Punt(punt.time_ns, punt.port_ref, punt.vid, PUNT_REASONS[punt.reason], frame))
+        return True
+
+    def _reap(self) -> None:
+        room = 64
+        seqs, results = ffi.new("uint64_t[]", room), ffi.new("int64_t[]", room)
+        while n := lib.pvs_reap(self._switch, seqs, results, room):
+            for i in range(n):
+                future = self._pending.pop(seqs[i])
+                if not future.done():
+                    future.set_result(results[i])
+
+
+def _event(event: Any) -> Event:
+    kind = _EVENT_KINDS[event.kind]
+    if kind == "broken":
+        return Event("broken", event.time_ns, event.port_ref, detail=broken_reason(event.detail))
+    mac = format_mac(bytes(ffi.buffer(event.mac)))
+    if kind == "moved":
+        return Event("moved", event.time_ns, event.port_ref, event.vid, mac, old_port=event.detail)
+    return Event("learned", event.time_ns, event.port_ref, event.vid, mac)
