@@ -181,8 +181,12 @@ int pvs_fdb_set_static(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t 
 /* Removes an entry of either kind; -ENOENT. */
 int pvs_fdb_remove(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid);
 int pvs_fdb_flush(pvs_fdb *fdb, const struct pvs_fdb_filter *filter);
-/* Remove what is too old among the next `budget` slots; returns how many. Call it until the cursor is 0 again. */
-int pvs_fdb_sweep(pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, uint32_t budget);
+/*
+ * Remove what is too old among the next `budget` slots; returns how many. The first `max` of them are told in `out`. Call
+ * it until the cursor is 0 again.
+ */
+int pvs_fdb_sweep(pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, uint32_t budget, struct pvs_fdb_item *out,
+                  uint32_t max);
 /* Copy entries from *cursor on; returns how many, *cursor is 0 at the end. */
 int pvs_fdb_dump(pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, struct pvs_fdb_item *out, uint32_t max);
 /* Copy what `from` holds into `to` as far as it fits. */

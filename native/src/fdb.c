@@ -457,26 +457,42 @@ pvs_fdb_flush(struct pvs_fdb *fdb, const struct pvs_fdb_filter *filter)
     return removed;
 }
 
-int
-pvs_fdb_sweep(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, uint32_t budget)
+/* An entry as it is told to control; under the lock. */
+static struct pvs_fdb_item
+item_of(const struct entry *e, uint32_t now_s)
 {
-    uint32_t now_s = (uint32_t)(now_ns / NS_PER_S);
-    int removed = 0;
+    uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
+    uint32_t stamp = atomic_load_explicit(&e->stamp, memory_order_relaxed);
+    bool fixed = (key & KEY_STATIC) != 0;
+    struct pvs_fdb_item item = { .vid = (uint16_t)(key >> 48 & 0xfff), .is_static = fixed };
+
+    item.port_ref = atomic_load_explicit(&e->port_ref, memory_order_relaxed);
+    item.age_s = fixed || (int32_t)(now_s - stamp) < 0 ? 0 : now_s - stamp;
+    pvs_mac_store(item.mac, key & PVS_MAC_BROADCAST);
+    return item;
+}
+
+int
+pvs_fdb_sweep(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, uint32_t budget, struct pvs_fdb_item *out,
+              uint32_t max)
+{
+    uint32_t now_s = (uint32_t)(now_ns / NS_PER_S), removed = 0;
     for (uint32_t looked = 0; looked < budget && *cursor < fdb->limit; looked += SLICE) {
         lock_wait(fdb);
         for (uint32_t k = 0; k < SLICE && *cursor < fdb->limit; k++, ++*cursor) {
             struct entry *e = &fdb->entry[*cursor];
             if (atomic_load_explicit(&e->key, memory_order_relaxed) != 0 && !is_static(e) &&
                 too_old(fdb, atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s)) {
+                if (removed++ < max)
+                    out[removed - 1] = item_of(e, now_s);
                 entry_remove(fdb, *cursor);
-                removed++;
             }
         }
         unlock(fdb);
     }
     if (*cursor >= fdb->limit)
         *cursor = 0;
-    return removed;
+    return (int)removed;
 }
 
 int
@@ -488,16 +504,9 @@ pvs_fdb_dump(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, struct pvs_
         lock_wait(fdb);
         for (uint32_t k = 0; k < SLICE && n < max && *cursor < fdb->limit; k++, ++*cursor) {
             struct entry *e = &fdb->entry[*cursor];
-            uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
-            uint32_t stamp = atomic_load_explicit(&e->stamp, memory_order_relaxed);
-            bool fixed = (key & KEY_STATIC) != 0;
-            if (key == 0 || (!fixed && too_old(fdb, stamp, now_s)))
-                continue;
-            struct pvs_fdb_item *item = &out[n++];
-            *item = (struct pvs_fdb_item){ .vid = (uint16_t)(key >> 48 & 0xfff), .is_static = fixed };
-            item->port_ref = atomic_load_explicit(&e->port_ref, memory_order_relaxed);
-            item->age_s = fixed || (int32_t)(now_s - stamp) < 0 ? 0 : now_s - stamp;
-            pvs_mac_store(item->mac, key & PVS_MAC_BROADCAST);
+            if (atomic_load_explicit(&e->key, memory_order_relaxed) != 0 &&
+                (is_static(e) || !too_old(fdb, atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s)))
+                out[n++] = item_of(e, now_s);
         }
         unlock(fdb);
     }

@@ -175,13 +175,20 @@ TEST(fdb_flush_removes_what_the_filter_names)
 
 TEST(fdb_sweep_removes_the_aged_in_slices)
 {
+    struct pvs_fdb_item gone[100];
     uint32_t cursor = 0;
     int removed = 0, calls = 0;
     open_fdb(1000, 100);
     for (uint32_t i = 0; i < 1000; i++)
         CHECK_EQ(learn(i + 1, 0, i < 700 ? 0 : 150, NULL), PVS_LEARN_NEW);
     do {
-        removed += pvs_fdb_sweep(fdb, ns(200), &cursor, 256);
+        int n = pvs_fdb_sweep(fdb, ns(200), &cursor, 256, gone, 100);
+        for (int i = 0; i < n && i < 100; i++) {
+            CHECK(pvs_mac_load(gone[i].mac) >= 1 && pvs_mac_load(gone[i].mac) <= 700);
+            CHECK_EQ(gone[i].age_s, 200);
+            CHECK_EQ(where(fdb, pvs_mac_load(gone[i].mac), 0), -1);
+        }
+        removed += n;
         calls++;
     } while (cursor != 0);
     CHECK_EQ(removed, 700);

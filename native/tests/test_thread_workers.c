@@ -386,7 +386,7 @@ addresses(uint32_t port)
         break;
     default:
         CHECK(pvs_fdb_flush(lab.fdb, &filter) >= 0);
-        pvs_fdb_sweep(lab.fdb, lab_clock_ns(), &cursor, 100);
+        pvs_fdb_sweep(lab.fdb, lab_clock_ns(), &cursor, 100, NULL, 0);
     }
 }
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 from pvswitch.datapath.core import check, ffi, format_mac, lib
 from pvswitch.datapath.records import FdbItem
+
+TOLD = 256
+"""How many of the addresses that a sweep removes are named: those that events tell of are limited too."""
 
 
 class Fdb:
@@ -55,9 +59,14 @@ class Fdb:
             ffi.memmove(wanted.mac, mac, 6)
         return int(lib.pvs_fdb_flush(self._fdb, wanted))
 
-    def sweep(self, at_ns: int, budget: int = 65536) -> int:
-        """Remove what is too old, at most `budget` slots at a call from where the last ended; return how many."""
-        return int(lib.pvs_fdb_sweep(self._fdb, at_ns, self._cursor, budget))
+    def sweep(self, at_ns: int, budget: int = 65536) -> tuple[int, list[FdbItem]]:
+        """Remove what is too old, at most `budget` slots at a call from where the last ended.
+
+        Returns how many were removed, and the first TOLD of them.
+        """
+        out = ffi.new("struct pvs_fdb_item[]", TOLD)
+        n = int(lib.pvs_fdb_sweep(self._fdb, at_ns, self._cursor, budget, out, TOLD))
+        return n, [_item(out[i]) for i in range(min(n, TOLD))]
 
     def items(self, at_ns: int) -> Iterator[FdbItem]:
         """Iterate over the entries that have not expired."""
@@ -66,9 +75,7 @@ class Fdb:
         while True:
             n = lib.pvs_fdb_dump(self._fdb, at_ns, cursor, out, room)
             for i in range(n):
-                item = out[i]
-                mac = format_mac(bytes(ffi.buffer(item.mac)))
-                yield FdbItem(mac, item.vid, item.port_ref, item.age_s, item.is_static)
+                yield _item(out[i])
             if cursor[0] == 0:
                 return
 
@@ -80,3 +87,7 @@ class Fdb:
     def copy_from(self, other: Fdb) -> None:
         """Take over the entries of `other` as far as they fit."""
         lib.pvs_fdb_copy(self._fdb, other._fdb)
+
+
+def _item(item: Any) -> FdbItem:
+    return FdbItem(format_mac(bytes(ffi.buffer(item.mac))), item.vid, item.port_ref, item.age_s, item.is_static)

@@ -187,7 +187,8 @@ class BridgeMachine(RuleBasedStateMachine):
     @rule(bridge=bridges)
     def sweep(self, bridge: str) -> None:
         now = self.switch.now_s
-        assert self.switch.fdbs[bridge].sweep(self.switch.now_ns) == self.model.sweep(bridge, now)
+        count, gone = self.switch.fdbs[bridge].sweep(self.switch.now_ns)
+        assert count == len(gone) == self.model.sweep(bridge, now)
 
     @rule(bridge=bridges, seconds=st.sampled_from([0, 1, 10, 300]))
     def set_aging(self, bridge: str, seconds: int) -> None:
