@@ -72,6 +72,9 @@ uplink_stop(struct pvs_worker *w, struct pvs_uplink *u)
             pvs_count(&port->counters[w->index]->rx_drop[PVS_DROP_link_down], 1);
     if (u->queue.active)
         pvs_queue_deactivate(w, &u->queue);
+    if (!atomic_load_explicit(&u->queue.running, memory_order_relaxed))
+        return; /* its start has failed */
+    pvs_uplink_count_overrun(w, u);
     epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, u->fd, NULL);
     atomic_store_explicit(&u->queue.running, false, memory_order_relaxed);
 }

@@ -193,6 +193,7 @@ send_some(struct pvs_worker *w)
     uint32_t first = box->sent;
     uint64_t bytes = 0;
 
+    pvs_worker_release(w); /* system calls take their time: nobody is to wait for a ring meanwhile */
     enum pvs_drop drop = pvs_outbox_send(box);
     for (uint32_t i = first; i < box->sent; i++)
         bytes += box->len[i];
@@ -202,7 +203,8 @@ send_some(struct pvs_worker *w)
         /* relaxed additions: several workers may send by one queue, and only sums are read */
         atomic_fetch_add_explicit(&u->tx_packets, box->sent - first, memory_order_relaxed);
         atomic_fetch_add_explicit(&u->tx_bytes, bytes, memory_order_relaxed);
-        atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
+        if (atomic_load_explicit(&u->full_since_ns, memory_order_relaxed) != 0) /* the line stays shared */
+            atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
     }
     return drop;
 }
@@ -223,8 +225,7 @@ pvs_worker_send(struct pvs_worker *w)
         enum pvs_drop drop = send_some(w);
         if (drop == PVS_DROP_none)
             break;
-        /* without room or link there is none for the rest either; other reasons are the frame's own */
-        uint32_t n = drop == PVS_DROP_uplink_tx_full || drop == PVS_DROP_link_down ? box->n - box->sent : 1;
+        uint32_t n = box->stuck ? box->n - box->sent : 1;
         pvs_count(&counters_of(w, box->uplink->queue.port)->tx_drop[drop], n);
         box->sent += n;
     }

@@ -3,6 +3,7 @@
 #include "port_uplink.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/if_packet.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,7 +35,10 @@ lay_out(struct pvs_uplink_buffers *in)
 int
 pvs_uplink_attach(struct pvs_uplink *u, const struct pvs_uplink_conf *conf)
 {
-    if (conf->fd < 0 || conf->kind > PVS_PACKET)
+    int flags = fcntl(conf->fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    if (conf->kind > PVS_PACKET || (flags & O_NONBLOCK) == 0) /* a worker must never block in it */
         return -EINVAL;
     void *map = mmap(NULL, sizeof *u->in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
@@ -129,6 +133,14 @@ take_frame(struct pvs_uplink *u, uint32_t i, size_t size)
     frame->malformed = !pvs_parse(frame) || !pvs_offload_check(frame, &in->header[i], EVERY_OFFLOAD | EVERY_USO);
 }
 
+/* The kernel had a frame that it can't describe by a virtio-net header, like a tunnel's segments. It is lost. */
+static void
+take_nothing(struct pvs_uplink *u, uint32_t i)
+{
+    u->in->frame[i].malformed = true;
+    u->in->frame[i].in_ref = u->queue.port->ref;
+}
+
 static uint32_t
 read_tap(struct pvs_uplink *u)
 {
@@ -136,10 +148,14 @@ read_tap(struct pvs_uplink *u)
 
     for (size_t bytes = 0; n < PVS_UPLINK_BURST && bytes < PVS_UPLINK_BYTES; n++) {
         ssize_t size = readv(u->fd, u->in->part[n], 3);
-        if (size < 0) {
+        if (size < 0 && errno == EINVAL) {
+            take_nothing(u, n);
+            continue;
+        }
+        if (size <= 0) {
             u->drained = true;
-            if (errno != EAGAIN)
-                note_error(u, errno);
+            if (size == 0 || errno != EAGAIN)
+                note_error(u, size == 0 ? ENODEV : errno);
             break;
         }
         take_frame(u, n, (size_t)size);
@@ -148,8 +164,8 @@ read_tap(struct pvs_uplink *u)
     return n;
 }
 
-static uint32_t
-receive_messages(struct pvs_uplink *u)
+static int
+receive(struct pvs_uplink *u)
 {
     struct pvs_uplink_buffers *in = u->in;
 
@@ -157,18 +173,26 @@ receive_messages(struct pvs_uplink *u)
         in->message[i].msg_hdr.msg_controllen = sizeof in->control[i];
         in->message[i].msg_hdr.msg_flags = 0;
     }
-    int n = recvmmsg(u->fd, in->message, PVS_UPLINK_BURST, MSG_DONTWAIT, NULL);
-    if (n < 0 && errno == EINVAL) { /* one of a kind that has no virtio-net header, like a tunnel's segments, is lost */
-        in->frame[0].malformed = true;
-        in->frame[0].in_ref = u->queue.port->ref;
+    return recvmmsg(u->fd, in->message, PVS_UPLINK_BURST, MSG_DONTWAIT, NULL);
+}
+
+static uint32_t
+receive_messages(struct pvs_uplink *u)
+{
+    int n = receive(u);
+
+    if (n < 0 && errno != EAGAIN && errno != EINVAL) {
+        note_error(u, errno);
+        n = receive(u); /* an error that a socket has told is over: there may be frames behind it */
+    }
+    if (n < 0 && errno == EINVAL) {
+        take_nothing(u, 0);
         return 1;
     }
-    if (n < 0 && errno != EAGAIN)
-        note_error(u, errno);
-    u->drained = n < PVS_UPLINK_BURST;
+    u->drained = n < 0; /* a burst that isn't full may have been ended by an error, which the next call tells */
     u->lost_some |= n == PVS_UPLINK_BURST;
     for (int i = 0; i < n; i++)
-        take_frame(u, (uint32_t)i, in->message[i].msg_len);
+        take_frame(u, (uint32_t)i, u->in->message[i].msg_len);
     return n < 0 ? 0 : (uint32_t)n;
 }
 
@@ -259,27 +283,41 @@ reason(int error)
     }
 }
 
+/* How many of `n` messages were sent; -1 with errno when the first was not. */
+static int
+send_messages(const struct pvs_uplink *u, struct mmsghdr *message, uint32_t n)
+{
+    if (u->kind == PVS_PACKET)
+        return sendmmsg(u->fd, message, n, MSG_DONTWAIT);
+    return writev(u->fd, message->msg_hdr.msg_iov, (int)message->msg_hdr.msg_iovlen) < 0 ? -1 : 1;
+}
+
 enum pvs_drop
 pvs_outbox_send(struct pvs_outbox *box)
 {
     struct pvs_uplink *u = box->uplink;
+    bool again = u->kind == PVS_PACKET; /* a socket may tell an error that belongs to an earlier call, once */
 
+    box->stuck = false;
     while (box->sent < box->n) {
         struct mmsghdr *message = &box->message[box->sent];
-        int n = 1;
-        if (u->kind == PVS_PACKET)
-            n = sendmmsg(u->fd, message, box->n - box->sent, MSG_DONTWAIT);
-        else if (writev(u->fd, message->msg_hdr.msg_iov, (int)message->msg_hdr.msg_iovlen) < 0)
-            n = -1;
-        if (n < 0) {
-            int error = errno;
-            if (error == EFAULT)
-                touch(&message->msg_hdr);
-            if (error != EAGAIN)
-                note_error(u, error);
-            return reason(error);
+        int n = send_messages(u, message, box->n - box->sent);
+        if (n >= 0) {
+            box->sent += (uint32_t)n;
+            continue;
         }
-        box->sent += (uint32_t)n;
+        int error = errno;
+        enum pvs_drop drop = reason(error);
+        if (error == EFAULT) {
+            touch(&message->msg_hdr);
+        } else if (again && (drop == PVS_DROP_link_down || drop == PVS_DROP_uplink_refused)) {
+            again = false;
+            continue;
+        }
+        box->stuck = error == EAGAIN || drop == PVS_DROP_link_down;
+        if (drop == PVS_DROP_link_down)
+            note_error(u, error);
+        return drop;
     }
     return PVS_DROP_none;
 }

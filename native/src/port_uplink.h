@@ -22,7 +22,7 @@
 #include "offload.h"
 #include "port.h"
 
-/* The largest part of a frame that is not in its head, and one byte to see that it was larger. */
+/* The largest part of a frame that is not in its head, and some bytes to see that it was larger. */
 enum { PVS_UPLINK_SLOT = PVS_MAX_FRAME - PVS_HEAD + 8, PVS_UPLINK_BURST = 32, PVS_UPLINK_HEADER = 10 };
 /* How many bytes are fetched from a tap before they are forwarded: what fits a cache. */
 enum { PVS_UPLINK_BYTES = 256 * 1024 };
@@ -66,6 +66,7 @@ struct pvs_outbox {
     uint8_t head[PVS_OUTBOX_BURST][PVS_HEAD_MAX];
     struct iovec part[PVS_OUTBOX_BURST][2 + PVS_OUTBOX_PARTS];
     bool bounced; /* the last frame lies in `bounce`: there is no room for another */
+    bool stuck;   /* what kept the next frame from going keeps those behind it as well */
     uint8_t bounce[PVS_UPLINK_HEADER + PVS_MAX_FRAME];
 };
 
@@ -75,7 +76,7 @@ pvs_uplink_of(struct pvs_queue *queue)
     return (struct pvs_uplink *)(void *)queue;
 }
 
-/* -EINVAL, -ENOMEM. The queue is stopped. */
+/* -EINVAL: of no known kind, or it would block; -EBADF, -ENOMEM. The queue is stopped. */
 int pvs_uplink_attach(struct pvs_uplink *uplink, const struct pvs_uplink_conf *conf);
 void pvs_uplink_detach(struct pvs_uplink *uplink);
 

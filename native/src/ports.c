@@ -186,7 +186,7 @@ pvs_queue_command_finish(struct pvs_queue *queue, enum pvs_op op, int64_t result
 
     port->in_flight--;
     queue->ready |= start && result >= 0;
-    if (stop || (start && result < 0)) {
+    if ((stop || (start && result < 0)) && queue->started) { /* a stop may follow a start that failed */
         queue->started = queue->ready = queue->stopping = false;
         port->sw->queues_on[queue->worker]--;
         if (queue->kind == PVS_QUEUE_UPLINK)

@@ -96,3 +96,10 @@ pvs_ring_broken(struct pvs_worker *w, struct pvs_ring *ring, enum pvs_broken why
     pvs_event(w,
               &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_BROKEN, .port_ref = port->ref, .detail = why });
 }
+
+void
+pvs_uplink_count_overrun(struct pvs_worker *w, struct pvs_uplink *u)
+{
+    u->overrun_seen_s = w->now_s;
+    pvs_count(&u->queue.port->counters[w->index]->rx_drop[PVS_DROP_uplink_rx_full], pvs_uplink_overrun(u));
+}

@@ -263,18 +263,19 @@ serve_ring(struct pvs_worker *w, struct pvs_ring *ring)
 static uint32_t
 serve_uplink(struct pvs_worker *w, struct pvs_uplink *u)
 {
-    if (u->done == u->n && pvs_uplink_fetch(u) != 0)
+    bool fetched = u->done == u->n;
+
+    if (fetched && pvs_uplink_fetch(u) != 0)
         count_taken(&u->rx_packets, &u->rx_bytes, u->in->frame, u->n);
     uint32_t done = forward_burst(w, &u->queue, u->in->frame + u->done, u->n - u->done);
     u->done += done;
     if (done != 0)
         took(w, &u->queue, done);
-    bool empty = u->drained && u->done == u->n;
-    if (u->overrun_seen_s != w->now_s || (empty && u->lost_some)) {
-        u->overrun_seen_s = w->now_s;
-        pvs_count(&u->queue.port->counters[w->index]->rx_drop[PVS_DROP_uplink_rx_full], pvs_uplink_overrun(u));
-    }
-    if (empty) /* what comes from now on makes an edge that epoll has not told yet */
+    /* what has come since an earlier fetch may have made its edge already, so only this one tells that it is empty */
+    bool empty = fetched && u->drained && u->done == u->n;
+    if (u->overrun_seen_s != w->now_s || (empty && u->lost_some))
+        pvs_uplink_count_overrun(w, u);
+    if (empty)
         pvs_queue_deactivate(w, &u->queue);
     return done;
 }

@@ -112,7 +112,7 @@ bool pvs_receive(struct pvs_worker *worker, const struct pvs_port *port, const s
 bool pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame, struct pvs_queue *from);
 /*
  * Deliver one copy and count it. False: it has to wait in `from` (NULL: it never does). What goes to an uplink is counted
- * when it is sent, by pvs_outbox_flush; until then the frame must stay where it is.
+ * when it is sent, by pvs_worker_send; until then the frame must stay where it is.
  */
 bool pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
                  struct pvs_queue *from);
@@ -131,6 +131,8 @@ void pvs_ring_broken(struct pvs_worker *worker, struct pvs_ring *ring, enum pvs_
 /* Put the ring on the list of those to publish, or to notify, at the end. A receive ring's lock is held. */
 void pvs_ring_touch(struct pvs_worker *worker, struct pvs_ring *ring);
 void pvs_ring_want_notify(struct pvs_worker *worker, struct pvs_ring *ring);
+/* Count what the kernel has dropped because it was not fetched in time. */
+void pvs_uplink_count_overrun(struct pvs_worker *worker, struct pvs_uplink *uplink);
 /* Show the guests what they were given, and call those that want it. */
 void pvs_worker_flush(struct pvs_worker *worker);
 void pvs_event(struct pvs_worker *worker, const struct pvs_event *event);
