@@ -109,8 +109,6 @@ take_frame(struct pvs_uplink *u, uint32_t i, size_t size)
 {
     struct pvs_uplink_buffers *in = u->in;
     struct pvs_frame *frame = &in->frame[i];
-    struct msghdr *message = &in->message[i].msg_hdr;
-    bool packet = u->kind == PVS_PACKET;
 
     frame->chain = 0;
     frame->in_ref = u->queue.port->ref;
@@ -119,8 +117,7 @@ take_frame(struct pvs_uplink *u, uint32_t i, size_t size)
     frame->n_seg = 0;
     frame->seg = &in->tail[i];
     frame->len = size > PVS_UPLINK_HEADER ? (uint32_t)size - PVS_UPLINK_HEADER : 0;
-    frame->malformed = frame->len < PVS_ETH_HLEN || frame->len > PVS_MAX_FRAME - PVS_VLAN_HLEN ||
-                       (packet && (message->msg_flags & MSG_TRUNC) != 0);
+    frame->malformed = frame->len < PVS_ETH_HLEN || frame->len > PVS_MAX_FRAME - PVS_VLAN_HLEN;
     if (frame->malformed)
         return;
     frame->head_len = (uint16_t)(frame->len < PVS_HEAD ? frame->len : PVS_HEAD);
@@ -128,8 +125,8 @@ take_frame(struct pvs_uplink *u, uint32_t i, size_t size)
         in->tail[i] = (struct pvs_seg){ .base = in->slot[i], .len = frame->len - PVS_HEAD };
         frame->n_seg = 1;
     }
-    if (packet)
-        restore_stripped_tag(frame, &in->header[i], message);
+    if (u->kind == PVS_PACKET)
+        restore_stripped_tag(frame, &in->header[i], &in->message[i].msg_hdr);
     frame->malformed = !pvs_parse(frame) || !pvs_offload_check(frame, &in->header[i], EVERY_OFFLOAD | EVERY_USO);
 }
 

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "parse.h"
+#include "uplink_lab.h"
 
 struct lab_conf
 lab_conf_default(uint32_t n_ports)
@@ -78,12 +79,15 @@ lab_wait(struct lab *lab, int64_t seq)
 void
 lab_publish(struct lab *lab)
 {
-    struct pvs_port_conf ports[LAB_PORTS];
+    struct pvs_port_conf ports[LAB_PORTS + LAB_UPLINKS];
+    uint32_t n = 0;
 
     for (uint32_t i = 0; i < lab->conf.n_ports; i++)
-        ports[i] = lab->port[i].conf;
+        ports[n++] = lab->port[i].conf;
+    for (uint32_t i = 0; i < lab->n_uplinks; i++)
+        ports[n++] = lab->uplink[i].conf;
     lab->conf.bridge.fdb = lab->fdb;
-    CHECK_EQ(lab_wait(lab, pvs_publish(lab->sw, ports, lab->conf.n_ports, &lab->conf.bridge, 1)), 0);
+    CHECK_EQ(lab_wait(lab, pvs_publish(lab->sw, ports, n, &lab->conf.bridge, 1)), 0);
 }
 
 pvs_memory *
@@ -199,7 +203,11 @@ lab_close(struct lab *lab)
 
     for (uint32_t i = 0; i < n; i++)
         lab_detach(lab, i);
+    for (uint32_t i = 0; i < lab->n_uplinks; i++)
+        lab_uplink_stop_all(lab, i);
     CHECK_EQ(lab_wait(lab, pvs_publish(lab->sw, NULL, 0, NULL, 0)), 0);
+    for (uint32_t i = 0; i < lab->n_uplinks; i++)
+        lab_uplink_destroy(lab, i);
     for (uint32_t i = 0; i < n; i++) {
         CHECK_EQ(pvs_port_destroy(lab->port[i].port), 0);
         pvd_guest_destroy(lab->port[i].guest);
@@ -315,13 +323,19 @@ lab_learn_all(struct lab *lab)
 }
 
 struct lab_counters
-lab_counters(const struct lab *lab, uint32_t port)
+lab_counters_of(const pvs_port *port)
 {
     struct lab_counters c;
     CHECK_EQ(pvs_counter_count(), PVS_COUNTER_COUNT);
     CHECK_EQ(pvs_drop_reason_count(), PVS_DROP_COUNT);
-    pvs_port_counters(lab->port[port].port, c.value, c.rx_drop, c.tx_drop);
+    pvs_port_counters(port, c.value, c.rx_drop, c.tx_drop);
     return c;
+}
+
+struct lab_counters
+lab_counters(const struct lab *lab, uint32_t port)
+{
+    return lab_counters_of(lab->port[port].port);
 }
 
 struct pvd_counters
@@ -362,14 +376,21 @@ check_rings(const struct lab *lab, uint32_t port, const struct lab_counters *c)
 }
 
 void
-lab_check_port(const struct lab *lab, uint32_t port)
+lab_check_sizes(const struct lab_counters *c)
 {
-    struct lab_counters c = lab_counters(lab, port);
     uint64_t sizes = 0;
 
     for (int b = PVS_C_rx_1_to_64_packets; b <= PVS_C_rx_1523_to_max_packets; b++)
-        sizes += c.value[b];
-    CHECK_EQ(sizes, c.value[PVS_C_rx_packets]);
+        sizes += c->value[b];
+    CHECK_EQ(sizes, c->value[PVS_C_rx_packets]);
+}
+
+void
+lab_check_port(const struct lab *lab, uint32_t port)
+{
+    struct lab_counters c = lab_counters(lab, port);
+
+    lab_check_sizes(&c);
     check_rings(lab, port, &c);
 }
 
@@ -383,5 +404,6 @@ lab_check_sums(const struct lab *lab)
         in += c.value[PVS_C_rx_packets] - (lab_sum(c.rx_drop) - c.rx_drop[PVS_DROP_malformed]);
         out += c.value[PVS_C_tx_packets] + lab_sum(c.tx_drop);
     }
-    CHECK(lab->conf.n_ports != 2 || in == out); /* with two ports there is one copy of each frame */
+    CHECK(lab->conf.n_ports != 2 || lab->n_uplinks != 0 ||
+          in == out); /* with two ports there is one copy of each frame */
 }

@@ -15,7 +15,14 @@
 #include "test.h"
 #include "virtqueue.h"
 
-enum { LAB_PORTS = 8, LAB_STEP_NS = 100000, LAB_DEADLINE_MS = 20000, LAB_COMMANDS = 2 * PVS_COMMANDS };
+enum {
+    LAB_PORTS = 8,
+    LAB_UPLINKS = 3,
+    LAB_QUEUES = 4,
+    LAB_STEP_NS = 100000,
+    LAB_DEADLINE_MS = 20000,
+    LAB_COMMANDS = 2 * PVS_COMMANDS
+};
 
 struct lab_conf {
     uint32_t n_ports;
@@ -37,12 +44,25 @@ struct lab_port {
     bool running[2 * PVS_MAX_PAIRS];
 };
 
+/* See uplink_lab.h. */
+struct lab_uplink {
+    pvs_port *port;
+    struct pvs_port_conf conf;
+    enum pvs_uplink_kind kind;
+    bool uso;
+    int32_t worker;                       /* who is to fetch from it; -1 = spread */
+    int fd[LAB_QUEUES], wire[LAB_QUEUES]; /* what the switch has, and what the test has of the other side */
+    bool open[LAB_QUEUES], running[LAB_QUEUES];
+};
+
 struct lab {
     struct lab_conf conf;
     pvs_switch *sw;
     pvs_fdb *fdb;
     uint64_t now_ns;
     struct lab_port port[LAB_PORTS];
+    uint32_t n_uplinks;
+    struct lab_uplink uplink[LAB_UPLINKS]; /* on the same bridge; lab_close removes them */
     struct {
         uint64_t seq;
         int64_t result;
@@ -85,8 +105,11 @@ struct lab_counters {
     uint64_t value[PVS_COUNTER_COUNT], rx_drop[PVS_DROP_COUNT], tx_drop[PVS_DROP_COUNT];
 };
 struct lab_counters lab_counters(const struct lab *lab, uint32_t port);
+struct lab_counters lab_counters_of(const pvs_port *port);
 struct pvd_counters lab_driver(const struct lab *lab, uint32_t port, uint32_t ring);
 uint64_t lab_sum(const uint64_t *drops);
+/* Each received frame is in one bin of sizes. */
+void lab_check_sizes(const struct lab_counters *counters);
 /* Every frame taken off a ring is received or malformed; what was received left, or was dropped for a reason. */
 void lab_check_port(const struct lab *lab, uint32_t port); /* what of it can be seen at one port */
 void lab_check_sums(const struct lab *lab);
