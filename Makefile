@@ -50,16 +50,16 @@ test-py: build
 	$(BIN)/python -m pytest
 
 lint: build
-	$(BIN)/ruff check . scripts/check-includes
-	$(BIN)/ruff format --check . scripts/check-includes
+	$(BIN)/ruff check . scripts/check-includes scripts/make-man docker/healthcheck
+	$(BIN)/ruff format --check . scripts/check-includes scripts/make-man docker/healthcheck
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	scripts/check-includes
 	scripts/lint-c
 
 format: build
-	$(BIN)/ruff check --fix . scripts/check-includes
-	$(BIN)/ruff format . scripts/check-includes
+	$(BIN)/ruff check --fix . scripts/check-includes scripts/make-man docker/healthcheck
+	$(BIN)/ruff format . scripts/check-includes scripts/make-man docker/healthcheck
 	git ls-files --cached --others --exclude-standard '*.c' '*.h' | xargs --no-run-if-empty clang-format -i
 
 fuzz: packages-test
@@ -68,6 +68,7 @@ fuzz: packages-test
 bench: packages-test build
 	$(BIN)/python -m bench.cycles
 	$(BIN)/python -m bench.tcp
+	$(BIN)/python -m bench.uplink
 
 clean:
 	-test ! -f native/Makefile || $(MAKE) --no-print-directory -C native clean

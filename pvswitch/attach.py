@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 from xml.sax.saxutils import quoteattr
 
-from pvswitch.model import Port, SwitchConfig
+from pvswitch.errors import PvswitchError
+from pvswitch.model import SwitchConfig, VhostUserPort
 
 Accel = Literal["kvm", "tcg"]
 Version = tuple[int, int]
@@ -27,6 +28,10 @@ TCG_MSIX_SINCE: Version = (10, 0)
 DEFAULT_MEMORY = "256M"
 MEMORY_PATTERN = r"[1-9][0-9]{0,8}[MG]"
 VERSION_PATTERN = r"[0-9]{1,3}\.[0-9]{1,3}(\.[0-9]{1,3})?"
+
+
+class NoVmPort(PvswitchError):
+    """A VM can't be started on a port of this type (HTTP 409)."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,20 @@ def port_mac(name: str) -> str:
     return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
 
 
+def vm_port(config: SwitchConfig, name: str) -> VhostUserPort:
+    """Return port `name`; NoVmPort when it is of another type, KeyError when there is no such port."""
+    port = config.ports[name]
+    if not isinstance(port, VhostUserPort):
+        raise NoVmPort(
+            f"port {name!r} has type {port.type}: a VM starts on a port of type vhost-user, add one for it with"
+            " `pvswitch port add NAME`"
+        )
+    return port
+
+
 def qemu_lines(config: SwitchConfig, name: str, guest: Guest) -> list[list[str]]:
-    """Return QEMU's arguments for port `name`, grouped in lines; KeyError when there is no such port."""
-    port, netdev = config.ports[name], f"vhost-user,id=net-{name},chardev=char-{name}"
+    """Return QEMU's arguments for port `name`, grouped in lines; the errors of `vm_port`."""
+    port, netdev = vm_port(config, name), f"vhost-user,id=net-{name},chardev=char-{name}"
     device = f"virtio-net-pci,netdev=net-{name},mac={port_mac(name)}"
     if port.mtu is not None:
         device += f",host_mtu={port.mtu}"
@@ -79,7 +95,7 @@ def qemu_lines(config: SwitchConfig, name: str, guest: Guest) -> list[list[str]]
     ]
 
 
-def _side(port: Port, guest: Guest) -> str:
+def _side(port: VhostUserPort, guest: Guest) -> str:
     """Return how QEMU comes by its connection: by listening or by connecting."""
     if port.mode == "client":
         return "server=on,wait=off"
@@ -93,8 +109,8 @@ def qemu_text(lines: list[list[str]]) -> str:
 
 
 def libvirt_xml(config: SwitchConfig, name: str, queues: int = 1) -> str:
-    """Return the elements for a libvirt domain on port `name`; KeyError when there is no such port."""
-    port, path = config.ports[name], quoteattr(str(config.port_socket(name)))
+    """Return the elements for a libvirt domain on port `name`; the errors of `vm_port`."""
+    port, path = vm_port(config, name), quoteattr(str(config.port_socket(name)))
     if port.mode == "client":
         words = "libvirt's `server` is its own side, the switch connects: the VM waits for that before it boots"
         source = [f"  <source type='unix' path={path} mode='server'/>"]

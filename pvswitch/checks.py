@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvswitch.errors import FieldError
+from pvswitch.values import listens_on_loopback
 
 if TYPE_CHECKING:
     from pvswitch.model import SwitchConfig
@@ -21,7 +22,28 @@ MAX_SOCKET_PATH = 107  # sun_path of unix(7), without its final NUL
 
 def cross_errors(config: SwitchConfig) -> list[FieldError]:
     """Return every error that takes more than one value to see."""
-    return [*_bridge_errors(config), *_fdb_errors(config), *_socket_errors(config), *_worker_errors(config)]
+    return [
+        *_api_errors(config),
+        *_bridge_errors(config),
+        *_fdb_errors(config),
+        *_socket_errors(config),
+        *_interface_errors(config),
+        *_worker_errors(config),
+    ]
+
+
+def _api_errors(config: SwitchConfig) -> list[FieldError]:
+    api = config.api
+    if api.listen is None:
+        return [
+            FieldError(("api", key), "is for TCP: set `api.listen` too, or leave it out")
+            for key in ("tokens_file", "tls")
+            if getattr(api, key) is not None
+        ]
+    if api.tokens_file is None and not listens_on_loopback(api.listen):
+        message = "beyond loopback a token is required: set `api.tokens_file` too, or use an address like 127.0.0.1"
+        return [FieldError(("api", "listen"), message)]
+    return []
 
 
 def _bridge_errors(config: SwitchConfig) -> list[FieldError]:
@@ -67,7 +89,11 @@ def _socket_errors(config: SwitchConfig) -> list[FieldError]:
     errors = []
     owner: dict[Path, str] = {}
     sockets: list[tuple[tuple[str, ...], Path | None, str]] = [(("api", "socket"), config.api.socket, "the API")]
-    sockets += [(("ports", name, "socket"), port.socket, f"port {name!r}") for name, port in config.ports.items()]
+    sockets += [
+        (("ports", name, "socket"), port.socket, f"port {name!r}")
+        for name, port in config.ports.items()
+        if port.type == "vhost-user"
+    ]
     for loc, path, user in sockets:
         if path is None:  # its directory is wrong, and says so itself
             continue
@@ -80,6 +106,24 @@ def _socket_errors(config: SwitchConfig) -> list[FieldError]:
     return errors
 
 
+def _interface_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    owner: dict[tuple[str | None, str], str] = {}
+    for name, port in config.ports.items():
+        if port.type == "vhost-user":
+            continue
+        if (first := owner.setdefault((port.netns, port.ifname), name)) != name:
+            message = f"{port.ifname} is the interface of port {first!r} already"
+            errors.append(FieldError(("ports", name, "ifname"), message))
+        if port.type == "tap":
+            errors += [
+                FieldError(("ports", name, "addresses", i), f"{address} is listed already: keep one")
+                for i, address in enumerate(port.addresses)
+                if address in port.addresses[:i]
+            ]
+    return errors
+
+
 def _worker_errors(config: SwitchConfig) -> list[FieldError]:
     errors = []
     workers, cpus = config.datapath.workers, config.datapath.cpus
@@ -87,6 +131,8 @@ def _worker_errors(config: SwitchConfig) -> list[FieldError]:
         message = f"must name a processor for each of the {workers} workers, or none: {len(cpus)} are named"
         errors.append(FieldError(("datapath", "cpus"), message))
     for name, port in config.ports.items():
+        if port.type != "vhost-user":
+            continue
         loc = ("ports", name, "rxq_affinity")
         if len(port.rxq_affinity) > port.queues:
             message = f"has {len(port.rxq_affinity)} entries for {port.queues} queue pairs: raise `queues` or cut it"

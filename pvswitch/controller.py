@@ -2,9 +2,12 @@
 """From one configuration to the next: the difference, and its application as a whole or not at all.
 
 `plan(old, new)` is pure. `Controller` owns the configuration that is in force and is the only one
-to change it, one change at a time: prepare (everything that can fail), commit (cannot fail), then
-retire what is no longer used. What stands behind it is a `Dataplane`: `pvswitch.ports` in a running
-switch, a fake one in tests. Used by the API and the daemon, on the event loop's thread.
+to change it, one change at a time: prepare (everything that can fail), write the revision (the last
+that can fail, and undoes the first), commit (cannot fail), then retire what is no longer used. So
+what is in force is always on disk, and what was refused never is: whenever the process is killed,
+`--resume` finds the configuration that was last answered for, or the one whose answer was under way.
+What stands behind it is a `Dataplane`: `pvswitch.ports` in a running switch, a fake one in tests.
+Used by the API and the daemon, on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 from pvswitch.errors import ApplyError, PvswitchError
+from pvswitch.events import MAX_CHANGES, ConfigEvent, Events, changed_resources
 from pvswitch.model import (
     Change,
     ConfigModel,
@@ -24,9 +28,11 @@ from pvswitch.model import (
     Port,
     PortState,
     PortStats,
+    Revision,
     SwitchConfig,
     WorkerPerf,
 )
+from pvswitch.revisions import Revisions
 
 
 class Dataplane(Protocol):
@@ -34,6 +40,9 @@ class Dataplane(Protocol):
 
     async def prepare(self, new: SwitchConfig) -> object:
         """Do all that can fail; raises ApplyError, with everything undone, when something does."""
+
+    async def undo(self, prepared: object) -> None:
+        """Free what was prepared, where it is not to be put in force after all."""
 
     async def commit(self, prepared: object) -> None:
         """Put what was prepared in force; cannot fail."""
@@ -53,8 +62,14 @@ class Dataplane(Protocol):
     def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
         """Forget dynamic entries that match everything given; return how many."""
 
+    def fdb_count(self, bridge: str) -> int:
+        """Return how many addresses a bridge knows."""
+
     def totals(self) -> dict[str, int]:
         """Return counters of the whole switch."""
+
+    def lost(self) -> dict[str, int]:
+        """Return how many events and punted frames found no room on their way up, by what they were."""
 
     def perf(self) -> list[WorkerPerf]:
         """Return what each worker spends."""
@@ -123,10 +138,12 @@ def _changed(kind: str, old: dict[str, Any], new: dict[str, Any], disruptive: fr
     for name, after in new.items():
         if (before := old.get(name)) is None or before == after:
             continue
-        keys = tuple(key for key in type(after).model_fields if getattr(before, key) != getattr(after, key))
+        # Ports of different types have different keys.
+        keys = tuple(key for key in type(after).model_fields if getattr(before, key, None) != getattr(after, key))
         drops = not disruptive.isdisjoint(keys)
-        words = ", ".join(f"{key} {_word(getattr(before, key))} -> {_word(getattr(after, key))}" for key in keys)
-        detail = f"change {kind} {name}: {words}" + ("; its VM's connection ends" if drops else "")
+        words = ", ".join(f"{key} {_word(getattr(before, key, None))} -> {_word(getattr(after, key))}" for key in keys)
+        ends = "its interface is opened anew" if "ifname" in type(before).model_fields else "its VM's connection ends"
+        detail = f"change {kind} {name}: {words}" + (f"; {ends}" if drops else "")
         yield Change(op="change", pointer=f"#/{kind}s/{name}", disruptive=drops, keys=keys, detail=detail)
 
 
@@ -147,9 +164,13 @@ def _word(value: object) -> str:
 class Controller:
     """The configuration in force, and the only way to change it."""
 
-    def __init__(self, dataplane: Dataplane, config: SwitchConfig) -> None:
+    def __init__(
+        self, dataplane: Dataplane, config: SwitchConfig, revisions: Revisions, events: Events | None = None
+    ) -> None:
         """`config` is what `start` puts in force."""
         self._dataplane = dataplane
+        self._revisions = revisions
+        self._events = events or Events()
         self._config = config
         self._etag = etag_of(config)
         self._lock = asyncio.Lock()
@@ -165,15 +186,17 @@ class Controller:
         """The hash of the configuration in force, without quotes."""
         return self._etag
 
-    async def start(self) -> Plan:
-        """Put the first configuration in force, from nothing; raises ApplyError."""
+    async def start(self, actor: str = "start") -> Plan:
+        """Put the first configuration in force, from nothing; raises ApplyError, StorageError."""
         async with self._lock:
             nothing = self._config.model_copy(update={"bridges": {}, "ports": {}})
-            return await self._carry_out(nothing, self._config)
+            difference = plan(nothing, self._config)
+            await self._carry_out(self._config, difference, actor)
+            return difference
 
-    async def apply(self, new: SwitchConfig, *, dry_run: bool = False) -> Plan:
+    async def apply(self, new: SwitchConfig, *, dry_run: bool = False, actor: str = "unknown") -> Plan:
         """Replace the whole configuration; see `edit`."""
-        return await self.edit(lambda _: new, dry_run=dry_run)
+        return await self.edit(lambda _: new, dry_run=dry_run, actor=actor)
 
     async def edit(
         self,
@@ -181,14 +204,16 @@ class Controller:
         *,
         if_match: Collection[str] | None = None,
         dry_run: bool = False,
+        actor: str = "unknown",
     ) -> Plan:
         """Replace the configuration by `change(configuration)`, all or nothing; return the difference.
 
-        Raises StaleError when `if_match` is given without the etag in force, ApplyError when
-        the new configuration cannot be put to work, and whatever `change` raises. Once
-        begun, an edit is carried through even if the caller is cancelled.
+        `actor` says in the revision who wants it. Raises StaleError when `if_match` is given without
+        the etag in force, ApplyError when the new configuration cannot be put to work, StorageError
+        when its revision cannot be written, and whatever `change` raises. Once begun, an edit is
+        carried through even if the caller is cancelled.
         """
-        task = asyncio.create_task(self._edit(change, if_match, dry_run))
+        task = asyncio.create_task(self._edit(change, if_match, dry_run, actor))
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
@@ -212,6 +237,7 @@ class Controller:
         change: Callable[[SwitchConfig], SwitchConfig],
         if_match: Collection[str] | None,
         dry_run: bool,
+        actor: str,
     ) -> Plan:
         async with self._lock:
             self.check(if_match)
@@ -219,16 +245,37 @@ class Controller:
             difference = plan(self._config, new)
             _refuse_restart(difference)
             if not dry_run and difference.changes:
-                await self._carry_out(self._config, new)
+                await self._carry_out(new, difference, actor)
             return difference
 
-    async def _carry_out(self, old: SwitchConfig, new: SwitchConfig) -> Plan:
-        difference = plan(old, new)
+    async def _carry_out(self, new: SwitchConfig, difference: Plan, actor: str) -> None:
+        etag = etag_of(new)
         prepared = await self._dataplane.prepare(new)
+        try:
+            revision = await self._record(new, etag, difference, actor)
+        except BaseException:
+            await self._dataplane.undo(prepared)
+            raise
         await self._dataplane.commit(prepared)
-        self._config, self._etag = new, etag_of(new)
+        self._config, self._etag = new, etag
+        self._events.publish(
+            ConfigEvent(
+                revision=revision.number,
+                etag=etag,
+                actor=actor,
+                changes=changed_resources(difference.changes),
+                changes_omitted=max(0, len(difference.changes) - MAX_CHANGES),
+            )
+        )
         await self._dataplane.retire(prepared)
-        return difference
+
+    async def _record(self, new: SwitchConfig, etag: str, difference: Plan, actor: str) -> Revision:
+        """Have the new configuration on disk: as it is at a start that finds it there, else as a new revision."""
+        last = self._revisions.last()
+        if last is not None and last.etag == etag:
+            return last
+        summary = [change.detail for change in difference.changes]
+        return await asyncio.to_thread(self._revisions.write, new, etag, actor, summary)
 
 
 def _refuse_restart(difference: Plan) -> None:

@@ -25,65 +25,111 @@ import structlog
 import uvloop
 
 from pvswitch import __version__
+from pvswitch.api.access import Access
 from pvswitch.api.app import make_app
 from pvswitch.api.schemas import Info
 from pvswitch.api.server import ApiServer
+from pvswitch.api.tls import Tls
 from pvswitch.config import load
 from pvswitch.controller import Controller
 from pvswitch.datapath import Datapath
 from pvswitch.errors import PvswitchError
+from pvswitch.events import Events
 from pvswitch.model import SwitchConfig
+from pvswitch.notify import Notifier, Pulse
 from pvswitch.ports import Ports
+from pvswitch.revisions import Revisions, adopted
 from pvswitch.values import MAX_CPU
 
 log = structlog.get_logger(__name__)
 
 
-def run(config_path: Path | None = None, *, verbose: bool = False) -> int:
-    """Run the switch in the foreground until a signal ends it; return the exit status: 0 or 1."""
+def run(config_path: Path | None = None, *, resume: bool = False, verbose: bool = False) -> int:
+    """Run the switch in the foreground until a signal ends it; return the exit status: 0 or 1.
+
+    With `resume` it starts from the last revision in the file's `state_dir`, from the file where there is none.
+    """
     _set_up_logging(verbose)
     try:
         config = load(config_path) if config_path is not None else SwitchConfig()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config, config_path))
+            runner.run(serve(config, config_path, resume=resume))
     except PvswitchError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-async def serve(config: SwitchConfig, config_path: Path | None) -> None:
+async def serve(config: SwitchConfig, config_path: Path | None, *, resume: bool = False) -> None:
     """Serve `config` until SIGTERM or SIGINT. Raises PvswitchError when the start fails."""
     _raise_descriptor_limit()
+    with Revisions(config.state_dir) as revisions:
+        if resume:
+            config = _resumed(revisions, config, config_path)
+        await _serve(config, config_path, revisions)
+
+
+async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revisions) -> None:
     _make_folders(config)
+    access = Access(config.api.tokens_file)
+    tls = None if config.api.tls is None else Tls(config.api.tls.cert, config.api.tls.key)
     async with AsyncExitStack() as stack:
         datapath = _start_datapath(config)
         stack.callback(datapath.close)
-        ports = Ports(datapath)
+        events = Events()
+        ports = Ports(datapath, events)
         stack.push_async_callback(ports.close)
-        controller = Controller(ports, config)
+        controller = Controller(ports, config, revisions, events)
         stack.push_async_callback(controller.close)
-        await controller.start()
+        await controller.start("start" if config_path is None else f"start -c {config_path}")
         ports.start()
         api = ApiServer(
-            make_app(controller, ports, _info(config_path)),
+            make_app(controller, ports, revisions, events, _info(config_path), access),
             config.api.socket,
             # never looser than this: who may start a VM on a port need not be who may change the switch
             mode=0o660,
             gid=config.socket_gid() if config.socket_group is not None else None,
             listen=config.api.listen,
+            tls=tls,
         )
         stack.push_async_callback(api.close)
         await api.start()
         log.info(
             "switch running",
             api=str(config.api.socket),
-            listen=config.api.listen,
+            listen=api.tcp_name,
             bridges=len(config.bridges),
             ports=len(config.ports),
         )
-        await _until_ended(controller, config_path)
+        notifier = Notifier.from_environment()
+        stack.push_async_callback(notifier.close)
+        notifier.ready(_status(controller))
+        notifier.watch(lambda: _pulses(datapath))
+        keys = [reader for reader in (access, tls) if reader is not None]
+        await _until_ended(controller, config_path, notifier, keys)
         log.info("switch ending")
+        notifier.stopping()
+
+
+def _resumed(revisions: Revisions, config: SwitchConfig, config_path: Path | None) -> SwitchConfig:
+    """Return the configuration of the last revision; `config`, the file's, where there is none.
+
+    What takes a restart can't be edited while the switch runs: it is the file's, so that a restart is all it takes.
+    """
+    last = revisions.last()
+    if last is None:
+        log.info("nothing to resume, starting from the file", state_dir=str(revisions.folder), file=str(config_path))
+        return config
+    own = ("state_dir",) if config_path is None else SwitchConfig.RESTART
+    try:
+        resumed = adopted(revisions.read(last.number), config, own)
+    except (KeyError, PvswitchError) as error:
+        raise PvswitchError(
+            f"revision {last.number} in {revisions.folder} can't be resumed: {error}; start without --resume, from the "
+            "configuration file"
+        ) from error
+    log.info("resuming", revision=last.number, time=last.time, actor=last.actor)
+    return resumed
 
 
 def _info(config_path: Path | None) -> Info:
@@ -93,6 +139,18 @@ def _info(config_path: Path | None) -> Info:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         config_file=None if config_path is None else str(config_path),
     )
+
+
+def _status(controller: Controller) -> str:
+    """Return what the switch is, for `systemctl status`."""
+    config = controller.config
+    return f"forwarding; bridges: {len(config.bridges)}, ports: {len(config.ports)}; API at {config.api.socket}"
+
+
+def _pulses(datapath: Datapath) -> list[Pulse]:
+    """Return what each worker has done so far, for the watchdog."""
+    perfs = [datapath.perf(worker) for worker in range(datapath.workers)]
+    return [None if perf.sleeping else perf.loops for perf in perfs]
 
 
 def _start_datapath(config: SwitchConfig) -> Datapath:
@@ -142,7 +200,9 @@ def _ranges(numbers: Iterable[int]) -> str:
 # ---- signals ----
 
 
-async def _until_ended(controller: Controller, config_path: Path | None) -> None:
+async def _until_ended(
+    controller: Controller, config_path: Path | None, notifier: Notifier, keys: Sequence[Access | Tls]
+) -> None:
     """Wait for SIGTERM or SIGINT; reload at each SIGHUP, one after the other."""
     wake = asyncio.Event()
     seen: list[signal.Signals] = []
@@ -165,10 +225,22 @@ async def _until_ended(controller: Controller, config_path: Path | None) -> None
             wanted, seen = set(seen), []
             if wanted - {signal.SIGHUP}:
                 return
+            notifier.reloading()
+            _reload_keys(keys)
             await _reload(controller, config_path)
+            notifier.ready(_status(controller))
     finally:
         for signum in signals:
             loop.remove_signal_handler(signum)
+
+
+def _reload_keys(keys: Sequence[Access | Tls]) -> None:
+    """Read tokens and certificate again; what is of no use is logged, and the old stays in use."""
+    for reader in keys:
+        try:
+            reader.reload()
+        except PvswitchError as error:
+            log.error("reload refused, the old tokens and certificate stay", error=str(error))
 
 
 async def _reload(controller: Controller, config_path: Path | None) -> None:
@@ -176,7 +248,7 @@ async def _reload(controller: Controller, config_path: Path | None) -> None:
         log.warning("SIGHUP ignored: the switch was started without a configuration file (-c FILE)")
         return
     try:
-        plan = await controller.apply(load(config_path))
+        plan = await controller.apply(load(config_path), actor=f"SIGHUP, {config_path}")
     except PvswitchError as error:
         log.error("reload refused, nothing was changed", file=str(config_path), error=str(error))
         return

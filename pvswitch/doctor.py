@@ -34,7 +34,8 @@ def _port(port: dict[str, Any], local: bool) -> list[Finding]:
     name, state = port["name"], port["state"]
     if state["link"] == "up":
         features = ", ".join(state.get("features") or []) or "none"
-        return [Finding(name, True, f"link up; features: {features}")]
+        what = f"interface: {port['ifname']}" if "ifname" in port else f"features: {features}"
+        return [Finding(name, True, f"link up; {what}")]
     message = state.get("message") or "the link is down"
     findings = [Finding(name, False, f"{state.get('reason') or 'down'}: {message}")]
     listens = port.get("mode") != "client"  # else the socket is the VM's, and the switch says itself what it met there

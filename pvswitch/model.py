@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pvswitch.checks import cross_errors
@@ -28,8 +28,11 @@ from pvswitch.values import (
     FileMode,
     Group,
     Int,
+    InterfaceAddress,
+    InterfaceName,
     Listen,
     Name,
+    Netns,
     Text,
     UnicastMac,
     Vid,
@@ -41,6 +44,8 @@ MAX_PORTS = 1024
 MAX_BRIDGES = 64
 MAX_WORKERS = 16
 MAX_PAIRS = 16  # queue pairs of a port
+MAX_ADDRESSES = 64  # of a tap
+MAX_TAP_MTU = 65521  # the kernel's: 65535 with the Ethernet header
 
 Worker = Annotated[Int, Field(ge=0, le=MAX_WORKERS - 1)]
 
@@ -90,34 +95,22 @@ class Features(ConfigModel):
 
 
 class Port(ConfigModel):
-    """A vhost-user port: one front end at a time, by `socket`."""
+    """What all types of ports have. A port itself is one of PORT_TYPES, by its `type`."""
 
     LATER = frozenset(
         {
             *("vlan_mode", "tag", "trunks", "cvlans", "protected", "storm_control", "port_security"),
             *("policing", "shaping"),
-            *("ifname", "netns", "addresses", "promisc"),  # tap, af_packet
-            *(
-                "vni",
-                "key",
-                "local",
-                "remotes",
-                "dst_port",
-                "ttl",
-                "tos",
-                "df",
-                "learning",
-                "udp_csum",
-            ),  # tunnels
+            *("vni", "key", "local", "remotes", "dst_port", "ttl", "tos", "df", "learning", "udp_csum"),  # tunnels
             *("read", "speed", "loop", "write"),  # pcap
         }
     )
-    # A change of these ends the front end's connection; all others are live.
-    DISRUPTIVE: ClassVar[frozenset[str]] = frozenset({"type", "socket", "mode", "queues", "features", "rxq_affinity"})
+    # A change of these ends the front end's connection, or takes an interface anew; all others are live.
+    DISRUPTIVE: ClassVar[frozenset[str]] = frozenset(
+        {"type", "socket", "mode", "queues", "features", "rxq_affinity", "ifname", "netns"}
+    )
 
-    type: Annotated[
-        Literal["vhost-user"], choice("vhost-user", "tap", "af_packet", "vxlan", "geneve", "gre", "pcap")
-    ] = "vhost-user"
+    type: str
     bridge: Name | None = Field(None, description="may be left out when there is one bridge")
     enabled: Bool = Field(True, description="false: administratively down")
     labels: dict[Text, Text] = Field(default_factory=dict, description="free text for people and programs")
@@ -125,11 +118,19 @@ class Port(ConfigModel):
         None, ge=68, le=65535, description="L3 size in bytes, checked at egress and offered to the guest"
     )
     on_full: Literal["drop", "backpressure"] = Field(
-        "drop", description="what happens to known unicast for this port while its guest takes nothing"
+        "drop", description="what happens to known unicast for this port while it takes nothing"
     )
     backpressure_ms: Int = Field(
         10, ge=1, le=1000, description="milliseconds that its senders wait at most, with on_full: backpressure"
     )
+
+
+class VhostUserPort(Port):
+    """A vhost-user port: one front end at a time, by `socket`."""
+
+    type: Annotated[
+        Literal["vhost-user"], choice(("vhost-user", "tap", "af_packet"), ("vxlan", "geneve", "gre", "pcap"))
+    ] = "vhost-user"
     socket: AbsolutePath | None = Field(None, description="default: {socket_dir}/{name}.sock")
     mode: Literal["server", "client"] = Field(
         "server", description="server: the switch listens, the VM connects; client: the other way round"
@@ -141,13 +142,64 @@ class Port(ConfigModel):
     features: Features = Field(default_factory=Features)
 
 
-class Api(ConfigModel):
-    """Where the HTTP API listens."""
+class TapPort(Port):
+    """A tap: an interface of the host's network stack. Made if it is missing, and removed at the end if made."""
 
-    LATER = frozenset({"tokens_file", "tls"})
+    type: Literal["tap"]
+    mtu: Int | None = Field(
+        None, ge=68, le=MAX_TAP_MTU, description="L3 size in bytes, checked at egress; a tap that is made gets it"
+    )
+    ifname: InterfaceName
+    queues: Int = Field(1, ge=1, le=MAX_PAIRS, description="queues of the interface")
+    netns: Netns | None = Field(None, description="a name below /run/netns, or a path; default: the switch's own")
+    addresses: tuple[InterfaceAddress, ...] = Field(
+        (), max_length=MAX_ADDRESSES, description="of the interface, each with its prefix length"
+    )
+
+
+class AfPacketPort(Port):
+    """An interface that is there already, by a packet socket."""
+
+    type: Literal["af_packet"]
+    mtu: Int | None = Field(None, ge=68, le=65535, description="L3 size in bytes, checked at egress")
+    ifname: InterfaceName
+    netns: Netns | None = Field(None, description="a name below /run/netns, or a path; default: the switch's own")
+    promisc: Bool = Field(True, description="take frames for all addresses, not only for the interface's own")
+
+
+PORT_TYPES: dict[str, type[Port]] = {"vhost-user": VhostUserPort, "tap": TapPort, "af_packet": AfPacketPort}
+
+
+def port_type(port: object) -> str:
+    """Return which of PORT_TYPES judges `port`; vhost-user where the type is absent or wrong, which it then says."""
+    found = port.get("type") if isinstance(port, Mapping) else getattr(port, "type", None)
+    return found if isinstance(found, str) and found in PORT_TYPES else "vhost-user"
+
+
+AnyPort = Annotated[
+    Annotated[VhostUserPort, Tag("vhost-user")]
+    | Annotated[TapPort, Tag("tap")]
+    | Annotated[AfPacketPort, Tag("af_packet")],
+    Discriminator(port_type),
+]
+
+
+class Tls(ConfigModel):
+    """The certificate of the TCP port."""
+
+    cert: AbsolutePath = Field(description="PEM: the certificate, and those between it and the root")
+    key: AbsolutePath = Field(description="PEM: its private key, without a password")
+
+
+class Api(ConfigModel):
+    """Where the HTTP API listens, and who may use it."""
 
     socket: AbsolutePath = Field(Path("/run/pvswitch/api.sock"), description="default: {runtime_dir}/api.sock")
-    listen: Listen | None = Field(None, description="loopback address and TCP port; off when absent")
+    listen: Listen | None = Field(None, description="address and TCP port; off when absent")
+    tokens_file: AbsolutePath | None = Field(
+        None, description="who may use TCP; required beyond loopback, and asked for wherever it is set"
+    )
+    tls: Tls | None = Field(None, description="TLS on TCP; off when absent")
 
 
 class DatapathConfig(ConfigModel):
@@ -166,6 +218,14 @@ def default_runtime_dir() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "pvswitch"
 
 
+def default_state_dir() -> Path:
+    """Return /var/lib/pvswitch for root, else $XDG_STATE_HOME/pvswitch (its usual value where it is not set)."""
+    home = Path("~").expanduser() if os.environ.get("HOME") else None
+    if os.geteuid() == 0 or home is None:
+        return Path("/var/lib/pvswitch")
+    return Path(os.environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "pvswitch"
+
+
 def default_api_socket() -> Path:
     """Return the API's socket of a switch whose configuration doesn't move it."""
     return default_runtime_dir() / "api.sock"
@@ -174,10 +234,10 @@ def default_api_socket() -> Path:
 class SwitchConfig(ConfigModel):
     """The whole document: the truth of one switch."""
 
-    LATER = frozenset({"state_dir"})
     # A change of these takes a restart: the running process has built on them.
     RESTART: ClassVar[tuple[str, ...]] = (
         "runtime_dir",
+        "state_dir",
         "socket_dir",
         "socket_mode",
         "socket_group",
@@ -186,13 +246,16 @@ class SwitchConfig(ConfigModel):
     )
 
     runtime_dir: AbsolutePath = Field(Path("/run/pvswitch"), description="as root; else $XDG_RUNTIME_DIR/pvswitch")
+    state_dir: AbsolutePath = Field(
+        Path("/var/lib/pvswitch"), description="revisions; as root, else $XDG_STATE_HOME/pvswitch"
+    )
     socket_dir: AbsolutePath = Field(Path("/run/pvswitch/ports"), description="default: {runtime_dir}/ports")
     socket_mode: FileMode = Field("0660", description="of the ports' sockets, octal")
     socket_group: Group | None = Field(None, description="default: kvm if it exists, else the process's")
     api: Api = Field(default_factory=Api)
     datapath: DatapathConfig = Field(default_factory=DatapathConfig)
     bridges: dict[Name, Bridge] = Field(default_factory=dict, max_length=MAX_BRIDGES)
-    ports: dict[Name, Port] = Field(default_factory=dict, max_length=MAX_PORTS)
+    ports: dict[Name, AnyPort] = Field(default_factory=dict, max_length=MAX_PORTS)
 
     @model_validator(mode="before")
     @classmethod
@@ -202,6 +265,7 @@ class SwitchConfig(ConfigModel):
             return data
         filled = dict(data)
         runtime_dir = filled.setdefault("runtime_dir", default_runtime_dir())
+        filled.setdefault("state_dir", default_state_dir())
         if isinstance(runtime_dir, str | Path) and str(runtime_dir).startswith("/"):
             filled.setdefault("socket_dir", Path(runtime_dir) / "ports")
             if isinstance(api := filled.get("api", {}), Mapping):
@@ -239,10 +303,12 @@ class SwitchConfig(ConfigModel):
         return bridge
 
     def port_socket(self, name: str) -> Path:
-        """Return the path of the socket of port `name`; KeyError when there is no such port."""
-        socket = self.ports[name].socket
-        assert socket is not None  # filled in
-        return socket
+        """Return the path of the socket of port `name`; KeyError when there is no such vhost-user port."""
+        port = self.ports[name]
+        if not isinstance(port, VhostUserPort):
+            raise KeyError(name)
+        assert port.socket is not None  # filled in
+        return port.socket
 
     def bridge_ports(self, bridge: str) -> list[str]:
         """Return the names of the ports on `bridge`, in the order of the document."""
@@ -270,7 +336,8 @@ class SwitchConfig(ConfigModel):
 def _fill_port(name: object, port: object, implied: dict[str, object], socket_dir: object) -> object:
     """Return `port` with its bridge and socket written out where they follow from the rest."""
     fill = dict(implied)
-    if isinstance(socket_dir, str | Path) and isinstance(name, str) and is_name(name):
+    by_socket = port_type(port) == "vhost-user"
+    if by_socket and isinstance(socket_dir, str | Path) and isinstance(name, str) and is_name(name):
         fill["socket"] = Path(socket_dir) / f"{name}.sock"
     if isinstance(port, Port):
         return port.model_copy(update={key: value for key, value in fill.items() if getattr(port, key) is None})
@@ -307,6 +374,19 @@ class Plan(BaseModel):
         return any(change.disruptive for change in self.changes)
 
 
+class Revision(BaseModel):
+    """A configuration that was put in force."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="its number")
+    number: int = Field(ge=1, description="only grows; none is used twice")
+    time: str = Field(description="RFC 3339")
+    etag: str = Field(description="of the configuration")
+    actor: str = Field(description="who wanted it")
+    summary: list[str] = Field(description="the changes in words; those of many are cut short")
+
+
 # ---- state ----
 
 
@@ -319,6 +399,8 @@ class LinkReason(StrEnum):
     MEMORY_NOT_SHARED = "memory_not_shared"
     FEATURES_REFUSED = "features_refused"
     QUEUE_DISABLED = "queue_disabled"
+    INTERFACE_MISSING = "interface_missing"
+    INTERFACE_DOWN = "interface_down"
     BROKEN = "broken"
 
 
@@ -339,6 +421,14 @@ LINK_MESSAGES: dict[LinkReason, str] = {
         " allow them under `features` of the port"
     ),
     LinkReason.QUEUE_DISABLED: ("the guest keeps its queue disabled: bring its interface up, or reload its driver"),
+    LinkReason.INTERFACE_MISSING: (
+        "interface {interface} is not there: make it, or correct `ifname` and `netns` of port {port}; the switch takes"
+        " it as soon as it appears"
+    ),
+    LinkReason.INTERFACE_DOWN: (
+        "interface {interface} is down or has no carrier: bring it and its other end up (`ip link set NAME up`; in a"
+        " namespace `ip -n NAMESPACE link set NAME up`)"
+    ),
     LinkReason.BROKEN: "port {port} was stopped because its guest broke the ring's rules: restart the VM",
 }
 
@@ -350,12 +440,18 @@ WAITING_AS_CLIENT = (
 
 
 def link_message(
-    reason: LinkReason, port: str, socket: Path | str = "", detail: str = "", *, mode: str = "server"
+    reason: LinkReason,
+    port: str,
+    socket: Path | str = "",
+    detail: str = "",
+    *,
+    mode: str = "server",
+    interface: str = "",
 ) -> str:
     """Return the one sentence for `state.message`, with the remedy; `detail` is what the caller saw."""
     waits_as_client = reason is LinkReason.WAITING_FOR_FRONTEND and mode == "client"
     template = WAITING_AS_CLIENT if waits_as_client else LINK_MESSAGES[reason]
-    message = template.format(port=port, socket=socket)
+    message = template.format(port=port, socket=socket, interface=interface)
     return f"{message} ({detail})" if detail else message
 
 
@@ -367,10 +463,10 @@ class Frontend(BaseModel):
 
 
 class Queues(BaseModel):
-    """Queue pairs."""
+    """Queue pairs; queues of an interface."""
 
     offered: int = 1
-    enabled: int = Field(0, description="both rings started and enabled")
+    enabled: int = Field(0, description="both rings started and enabled; of an interface: in use")
 
 
 class Memory(BaseModel):
@@ -401,8 +497,8 @@ class QueueStats(BaseModel):
     direction: Literal["rx", "tx"]
     packets: int = 0
     bytes: int = 0
-    notifications: int = 0
-    notifications_suppressed: int = 0
+    notifications: int | None = Field(None, description="absent where there is nobody to notify: uplinks")
+    notifications_suppressed: int | None = None
     worker: int | None = Field(None, description="who polls its pair; absent while the ring isn't started")
 
 
@@ -450,6 +546,7 @@ class WorkerPerf(BaseModel):
     packets: int = 0
     cycles: int = Field(0, description="TSC cycles spent on bursts")
     cycles_per_packet: float | None = Field(None, description="absent before the first packet")
+    busy_seconds: float = Field(0.0, description="the same as time")
     busy_share: float = Field(0.0, description="0 to 1, of the time since the start")
     bursts: dict[str, int] = Field(default_factory=dict, description="bursts by size: lower bound -> count")
     polls: int = 0

@@ -4,7 +4,7 @@
 `Ports` implements the controller's `Dataplane`: prepare() makes everything that can fail (sockets, handles, FDBs) and
 touches nothing that is in use; commit() publishes new tables, after which frames go by the new configuration; retire()
 frees what the old one needed, and then lets front ends come to the new ports. A port is replaced as a whole when its
-socket or mode changes; other changes are live, but for those that a front end must connect anew for.
+type, its socket and mode or its interface changes; other changes are live, but for those that need `renew`.
 
 Dynamic FDB entries of a port go when its link goes down, when it leaves its bridge and when it is removed.
 Used by `controller.py` and `api/` through their protocols, and by `daemon.py`, which owns its life.
@@ -16,21 +16,26 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
-from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, PortCounters, PortView, now_ns
+from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
+from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
 from pvswitch.model import (
     Bridge,
     FdbEntry,
     PortState,
     PortStats,
-    QueueStats,
     SwitchConfig,
+    VhostUserPort,
     WorkerPerf,
 )
+from pvswitch.netlink import Watches
+from pvswitch.switch_port import SwitchPort
+from pvswitch.uplink_port import UplinkPort
 from pvswitch.vhost_port import VhostPort
 
 log = structlog.get_logger(__name__)
@@ -44,23 +49,25 @@ class Prepared:
     """What a new configuration needs, made and not yet in use; and what will be free after it."""
 
     config: SwitchConfig
-    ports: dict[str, VhostPort]  # all of the new configuration's
+    ports: dict[str, SwitchPort]  # all of the new configuration's
     fdbs: dict[str, Fdb]
-    new_ports: list[VhostPort] = field(default_factory=list)
+    new_ports: list[SwitchPort] = field(default_factory=list)
     new_fdbs: list[Fdb] = field(default_factory=list)
-    old_ports: list[VhostPort] = field(default_factory=list)
+    old_ports: list[SwitchPort] = field(default_factory=list)
     old_fdbs: list[Fdb] = field(default_factory=list)
-    reconnect: list[VhostPort] = field(default_factory=list)
+    renewed: list[SwitchPort] = field(default_factory=list)
 
 
 class Ports:
     """The data plane as the control plane sees it."""
 
-    def __init__(self, datapath: Datapath) -> None:
-        """Begin empty; `datapath` is running and outlives this."""
+    def __init__(self, datapath: Datapath, events: Events | None = None) -> None:
+        """Begin empty; `datapath` is running and outlives this. What happens is told to `events`."""
         self._datapath = datapath
+        self._events = events or Events()
         self._config: SwitchConfig | None = None
-        self._ports: dict[str, VhostPort] = {}
+        self._watches = Watches()
+        self._ports: dict[str, SwitchPort] = {}
         self._fdbs: dict[str, Fdb] = {}
         self._names: dict[int, str] = {}  # port reference -> name, for what the core reports
         self._housekeeper: asyncio.Task[None] | None = None
@@ -90,8 +97,8 @@ class Ports:
             self._datapath.watchdog()
             if turn % 4:
                 continue
-            for fdb in self._fdbs.values():
-                fdb.sweep(now_ns())
+            for name, fdb in self._fdbs.items():
+                self._tell_aged(name, *fdb.sweep(now_ns()))
             for port in self._ports.values():
                 port.tick()
 
@@ -107,9 +114,9 @@ class Ports:
                 prepared.fdbs[name] = self._prepare_fdb(prepared, name, bridge)
             for name in new.ports:
                 pointer = f"#/ports/{name}"
-                prepared.ports[name] = self._prepare_port(prepared, name)
+                prepared.ports[name] = await self._prepare_port(prepared, name)
         except (OSError, PvswitchError) as error:
-            await self._undo(prepared)
+            await self.undo(prepared)
             raise ApplyError(str(error), pointer) from error
         prepared.old_ports = [p for name, p in self._ports.items() if prepared.ports.get(name) is not p]
         prepared.old_fdbs = [f for name, f in self._fdbs.items() if prepared.fdbs.get(name) is not f]
@@ -123,25 +130,32 @@ class Ports:
         prepared.new_fdbs.append(fdb)
         return fdb
 
-    def _prepare_port(self, prepared: Prepared, name: str) -> VhostPort:
-        config = prepared.config
+    async def _prepare_port(self, prepared: Prepared, name: str) -> SwitchPort:
         present = self._ports.get(name)
-        if present is not None and present.suits(config.ports[name], config.port_socket(name)):
+        if present is not None and present.suits(prepared.config.ports[name]):
             return present
-        port = VhostPort(
+        port = self._new_port(prepared.config, name)
+        prepared.new_ports.append(port)
+        await port.bind()
+        return port
+
+    def _new_port(self, config: SwitchConfig, name: str) -> SwitchPort:
+        settings = config.ports[name]
+        if not isinstance(settings, VhostUserPort):
+            return UplinkPort(self._datapath, name, settings, watches=self._watches, on_link=self._on_link)
+        return VhostPort(
             self._datapath,
             name,
-            config.ports[name],
+            settings,
             path=config.port_socket(name),
             socket_mode=config.socket_mode_bits(),
             gid=config.socket_gid(),
             on_link=self._on_link,
         )
-        prepared.new_ports.append(port)
-        port.bind()
-        return port
 
-    async def _undo(self, prepared: Prepared) -> None:
+    async def undo(self, prepared: object) -> None:
+        """Free what was made for a configuration that is not to be put in force."""
+        assert isinstance(prepared, Prepared)
         for port in prepared.new_ports:
             await port.close()
         for fdb in prepared.new_fdbs:
@@ -161,7 +175,7 @@ class Ports:
         # from here on: what is flushed can't be learned again by the old tables
         for name, port in self._ports.items():
             if port.configure(prepared.config.ports[name]):
-                prepared.reconnect.append(port)
+                prepared.renewed.append(port)
         self._forget(before, prepared)
         for name in self._fdbs:
             self._set_statics(name, before, prepared)
@@ -211,20 +225,19 @@ class Ports:
                 fdb.set_static(_mac_bytes(mac), vid, port.handle.ref)
 
     async def retire(self, prepared: object) -> None:
-        """Free what the old configuration needed; front ends that must see another offer connect anew.
+        """Free what the old configuration needed; renew what could not change at once.
 
         New ports begin last: one that connects must not find a socket on which its own predecessor listens.
         """
         assert isinstance(prepared, Prepared)
         try:
             await asyncio.gather(
-                *(port.close() for port in prepared.old_ports), *(port.hang_up() for port in prepared.reconnect)
+                *(port.close() for port in prepared.old_ports), *(port.renew() for port in prepared.renewed)
             )
             for fdb in prepared.old_fdbs:
                 fdb.close()
         finally:
-            for port in prepared.new_ports:
-                port.listen()
+            await asyncio.gather(*(port.listen() for port in prepared.new_ports))
 
     # ---- Dataplane: what there is to see
 
@@ -235,7 +248,7 @@ class Ports:
     def port_stats(self, name: str) -> PortStats:
         """Return a port's counters, the switch's view; KeyError."""
         port = self._ports[name]
-        return PortStats(**_stat_values(port.handle.counters()), queues=_queue_stats(port))
+        return PortStats(**_stat_values(port.handle.counters()), queues=port.queue_stats())
 
     def fdb(self, bridge: str) -> list[FdbEntry]:
         """Return what a bridge has learned or was told; KeyError."""
@@ -260,6 +273,14 @@ class Ports:
             mac=None if mac is None else _mac_bytes(mac),
         )
 
+    def fdb_count(self, bridge: str) -> int:
+        """Return how many addresses a bridge knows; KeyError."""
+        return len(self._fdbs[bridge])
+
+    def lost(self) -> dict[str, int]:
+        """Return how many events and punted frames (by reason) found no room on their way up."""
+        return self._datapath.lost()
+
     def totals(self) -> dict[str, int]:
         """Return counters summed over all ports, and how much there is of everything."""
         sums: Counter[str] = Counter()
@@ -271,7 +292,7 @@ class Ports:
         sums["bridges"] = len(self._fdbs)
         sums["fdb_entries"] = sum(len(fdb) for fdb in self._fdbs.values())
         sums["learn_skipped"] = sum(self._datapath.perf(i).learn_skipped for i in range(self._datapath.workers))
-        for name, count in self._datapath.lost().items():
+        for name, count in self.lost().items():
             sums[f"lost_{name}"] = count
         return dict(sums)
 
@@ -291,6 +312,7 @@ class Ports:
             packets=perf.packets,
             cycles=perf.busy_cycles,
             cycles_per_packet=perf.busy_cycles / perf.packets if perf.packets else None,
+            busy_seconds=perf.busy_cycles / perf.cycles_per_second if perf.cycles_per_second else 0.0,
             busy_share=perf.busy_cycles / perf.total_cycles if perf.total_cycles else 0.0,
             bursts=dict(bursts),
             polls=perf.loops,
@@ -303,18 +325,41 @@ class Ports:
 
     # ---- what the core and the ports tell
 
+    def _tell_aged(self, bridge: str, count: int, named: Sequence[FdbItem]) -> None:
+        """Tell of `count` addresses that a bridge has forgotten; the core has named the first of them."""
+        events = [
+            AgedEvent(bridge=bridge, port=self._names[item.port], mac=item.mac, vid=item.vid)
+            for item in named
+            if item.port in self._names
+        ]
+        for event in events:
+            self._events.publish(event)
+        if events and count > len(named):
+            self._events.suppress(events[-1], count - len(named))
+
     def _on_event(self, event: Event) -> None:
         name = self._names.get(event.port)
         if name is None or name not in self._ports:
             return
-        if event.kind == "broken":
-            log.warning("port broken", port=name, detail=event.detail)
-            self._ports[name].refresh()
-        else:
-            old = self._names.get(event.old_port)
-            log.debug("address " + event.kind, port=name, mac=event.mac, vid=event.vid, old_port=old)
+        assert self._config is not None  # else there were no names
+        bridge = self._config.port_bridge(name)
+        match event.kind:
+            case "broken":
+                log.warning("port broken", port=name, detail=event.detail)
+                self._events.publish(BrokenEvent(port=name, bridge=bridge, detail=event.detail))
+                self._ports[name].refresh()
+            case "learned":
+                self._events.publish(LearnedEvent(port=name, bridge=bridge, mac=event.mac, vid=event.vid))
+            case "moved":
+                old = self._names.get(event.old_port)
+                self._events.publish(MovedEvent(port=name, bridge=bridge, mac=event.mac, vid=event.vid, old_port=old))
 
-    def _on_link(self, port: VhostPort) -> None:
+    def _on_link(self, port: SwitchPort) -> None:
+        if self._config is not None and self._ports.get(port.name) is port:
+            state, bridge = port.state(), self._config.port_bridge(port.name)
+            self._events.publish(
+                LinkEvent(port=port.name, bridge=bridge, link=state.link, reason=state.reason, message=state.message)
+            )
         if port.link_up:
             return
         for fdb in self._fdbs.values():
@@ -343,22 +388,3 @@ def _stat_values(counters: PortCounters) -> dict[str, int | dict[str, int]]:
         "rx_drops": counters.rx_drops,
         "tx_drops": counters.tx_drops,
     }
-
-
-def _queue_stats(port: VhostPort) -> list[QueueStats]:
-    """The rings of the pairs that are offered. The switch's view: what comes from a guest's transmit ring is rx."""
-    stats = []
-    for index in range(2 * port.pairs):
-        ring = port.handle.ring_status(index)
-        stats.append(
-            QueueStats(
-                queue=index // 2,
-                direction="rx" if index % 2 else "tx",
-                packets=ring.packets,
-                bytes=ring.bytes,
-                notifications=ring.notifications,
-                notifications_suppressed=ring.notifications_suppressed,
-                worker=ring.worker if ring.running else None,
-            )
-        )
-    return stats

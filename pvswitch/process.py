@@ -44,13 +44,14 @@ class SwitchProcess:
     """One switch in a temporary folder; as `async with` it starts, and is stopped and removed at the end."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """`config` is the configuration document without `runtime_dir`, which becomes the folder's."""
+        """`config` is the configuration document without `runtime_dir` and `state_dir`, which are in the folder."""
         self.folder = Path(tempfile.mkdtemp(prefix="pvswitch-"))
         self.runtime_dir = self.folder / "run"
         self.api = self.runtime_dir / "api.sock"
         self.config_file = self.folder / "switch.yaml"
+        own = {"runtime_dir": str(self.runtime_dir), "state_dir": str(self.folder / "state")}
         # JSON is YAML: no quoting to get wrong.
-        self.config_file.write_text(json.dumps({"runtime_dir": str(self.runtime_dir), **config}, indent=2))
+        self.config_file.write_text(json.dumps({**own, **config}, indent=2))
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._log: IO[bytes] | None = None
@@ -93,12 +94,18 @@ class SwitchProcess:
         """Return the vhost-user socket of a port that the configuration leaves at its default."""
         return self.runtime_dir / "ports" / f"{port}.sock"
 
-    async def start(self) -> None:
-        """Start the process and wait until /readyz answers 200."""
+    async def start(self, *, resume: bool = False) -> None:
+        """Start the process and wait until /readyz answers 200; with `resume` it goes on from its last revision."""
+        await self.spawn(resume=resume)
+        await self.wait_until(self._ready, "the switch to be ready", START_SECONDS)
+
+    async def spawn(self, *, resume: bool = False) -> None:
+        """Start the process, and leave it at that."""
+        options = ("-c", str(self.config_file), *(("--resume",) if resume else ()))
         self._log = (self.folder / "log").open("ab")
         # setpriv execs the switch in place: the same process, killed by the kernel if the parent thread dies.
         self._process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "KILL", "--", *command(), "run", "-c", str(self.config_file)),
+            *("setpriv", "--pdeathsig", "KILL", "--", *command(), "run", *options),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -109,7 +116,6 @@ class SwitchProcess:
             connector=aiohttp.UnixConnector(str(self.api)),
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
         )
-        await self.wait_until(self._ready, "the switch to be ready", START_SECONDS)
 
     async def stop(self) -> int:
         """End the switch by SIGTERM; return its exit status. Raises, and kills it, if that takes too long."""
@@ -127,6 +133,7 @@ class SwitchProcess:
             raise SwitchProcessError(f"no end within {STOP_SECONDS:.0f} s of SIGTERM; log:\n{self.log()}") from None
         finally:
             self._process = None
+            await self._let_go()
 
     async def kill(self) -> None:
         """End the switch as `kill -9` does; `start` begins anew in the same folder, with what was left there."""
@@ -157,11 +164,13 @@ class SwitchProcess:
             self._log.close()
             self._log = None
 
-    async def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    async def request(
+        self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any]:
         """Ask the API; return the status and the decoded body (None if empty). `path` is the full one."""
         if self._session is None:
             raise SwitchProcessError("the switch is not running: start it first")
-        async with self._session.request(method, path, json=body) as answer:
+        async with self._session.request(method, path, json=body, headers=headers) as answer:
             text = await answer.text()
             return answer.status, json.loads(text) if text and "json" in answer.content_type else text or None
 

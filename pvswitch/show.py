@@ -10,15 +10,18 @@ import io
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pvswitch.client import ROOT, AsyncClient, Client, Json, fdb_path, port_path
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from pvswitch.client import Client, Event, Json, PlanResult
 
 Format = Literal["table", "json", "yaml"]
 WIDE = 1000  # columns where the output is no terminal: one line for each row, for grep and awk
@@ -29,36 +32,56 @@ def make_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=WIDE)
 
 
-def show(client: Client, subject: str, form: Format, *, watch: bool, interval: float = 1.0) -> None:
-    """Print a subject once, or again and again until Ctrl-C."""
-    fetch, draw = SUBJECTS[subject]
-    if not watch:
-        _print(client.call(fetch), form, draw)
-        return
-    try:
-        if form != "table":
-            while True:
-                _print(client.call(fetch), form, draw)
-                sys.stdout.flush()
-                time.sleep(interval)
+def show(client: Client, subject: str, name: str | None, form: Format, *, interval: float | None = None) -> None:
+    """Print a subject (or the one thing of it that has this name) once, or every `interval` seconds until Ctrl-C."""
+    fetch, draw = SUBJECTS[subject] if name is None else NAMED[subject]
+
+    def look() -> Any:
+        return fetch(client, name or "")
+
+    if interval is None:
+        _print(look(), form, draw)
+    elif form == "table" and sys.stdout.isatty():
         with Live(console=make_console(), auto_refresh=False) as live:
             while True:
-                live.update(draw(client.call(fetch)), refresh=True)
+                live.update(draw(look()), refresh=True)
                 time.sleep(interval)
-    except KeyboardInterrupt:
-        return
+    else:
+        while True:
+            _print(look(), form, draw, one_of_many=True)
+            sys.stdout.flush()
+            time.sleep(interval)
 
 
-def _print(data: Any, form: Format, draw: Callable[[Any], RenderableType]) -> None:
+def follow_events(client: Client, form: Format) -> None:
+    """Print events as they happen, one line (a YAML document) each, until Ctrl-C."""
+    for event in client.events():
+        data = _event(event)
+        if form == "table":
+            print("{:<29}  {:<8}  {}".format(*_event_row(data)))
+        elif form == "json":
+            print(json.dumps(data))
+        else:
+            print(f"---\n{to_yaml(data)}", end="")
+        sys.stdout.flush()
+
+
+def difference(plan: PlanResult, form: Format) -> None:
+    """Print what a configuration would change, or has changed."""
+    _print(_plain(plan), form, _draw_difference)
+
+
+def _print(data: Any, form: Format, draw: Callable[[Any], RenderableType], *, one_of_many: bool = False) -> None:
+    """Print data; as `one_of_many` a line of JSON, a YAML document, or a table with an empty line after it."""
     if form == "table":
         console = make_console()
         with console.capture() as capture:
             console.print(draw(data))
-        print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        print("\n".join(line.rstrip() for line in capture.get().splitlines()), end="\n\n" if one_of_many else "\n")
     elif form == "json":
-        print(json.dumps(data, indent=2))
+        print(json.dumps(data, indent=None if one_of_many else 2))
     else:
-        print(to_yaml(data), end="")
+        print(f"---\n{to_yaml(data)}" if one_of_many else to_yaml(data), end="")
 
 
 def to_yaml(data: Any) -> str:
@@ -75,45 +98,34 @@ def to_yaml(data: Any) -> str:
 # ---- what is fetched: the API's JSON ----
 
 
-def _page(items: list[Json]) -> Json:
-    return {"items": items, "next": None}
+def _plain(model: BaseModel) -> Any:
+    return model.model_dump(mode="json", exclude_none=True)
 
 
-async def _ports(client: AsyncClient) -> Json:
-    return _page(await client.items(f"{ROOT}/ports"))
+def _page(items: Iterable[BaseModel]) -> Json:
+    return {"items": [_plain(item) for item in items], "next": None}
 
 
-async def _bridges(client: AsyncClient) -> Json:
-    return _page(await client.items(f"{ROOT}/bridges"))
+def _fdb(client: Client, name: str) -> Json:
+    """The addresses of one bridge or of every one, each with its `bridge`."""
+    bridges = [name] if name else [bridge.name for bridge in client.bridges()]
+    entries = [{"bridge": bridge, **_plain(entry)} for bridge in bridges for entry in client.fdb(bridge)]
+    return {"items": entries, "next": None}
 
 
-async def _fdb(client: AsyncClient) -> Json:
-    """The addresses of every bridge, each with its `bridge`."""
-    bridges = await client.items(f"{ROOT}/bridges")
-    return _page(
-        [
-            {"bridge": bridge["name"], **entry}
-            for bridge in bridges
-            for entry in await client.items(fdb_path(bridge["name"]))
-        ]
-    )
-
-
-async def _stats(client: AsyncClient) -> Json:
+def _stats(client: Client, _: str) -> Json:
     """The totals, and the counters of every port."""
-    ports = await client.items(f"{ROOT}/ports")
-    return {
-        "totals": await client.get(f"{ROOT}/stats"),
-        "ports": {port["name"]: await client.get(f"{port_path(port['name'])}/stats") for port in ports},
-    }
+    names = [port.name for port in client.ports()]
+    return {"totals": client.stats(), "ports": {name: _plain(client.port_stats(name)) for name in names}}
 
 
-async def _perf(client: AsyncClient) -> Json:
-    return _page(await client.items(f"{ROOT}/perf"))
+def _events(client: Client, _: str) -> Json:
+    """The events that the switch still has."""
+    return {"items": [_event(event) for event in client.recent_events()], "next": None}
 
 
-async def _config(client: AsyncClient) -> Json:
-    return (await client.config())[0]
+def _event(event: Event) -> Json:
+    return {"id": event.id, **_plain(event.data)}
 
 
 # ---- how it is drawn ----
@@ -140,7 +152,7 @@ def _cell(value: Any) -> str:
 def _draw_ports(data: Json) -> RenderableType:
     if not data["items"]:
         return Text("no ports: add one with `pvswitch port add NAME`")
-    columns = ("PORT", "BRIDGE", "LINK", "REASON", "MTU", "FEATURES", "SOCKET")
+    columns = ("PORT", "BRIDGE", "LINK", "REASON", "MTU", "FEATURES", "SOCKET OR INTERFACE")
     return _table(columns, (_port_row(port) for port in data["items"]), numbers=("MTU",))
 
 
@@ -153,7 +165,7 @@ def _port_row(port: Json) -> Iterator[Any]:
     yield state.get("reason")
     yield port.get("mtu")
     yield " ".join(state.get("features") or ["-"])
-    yield port["socket"]
+    yield port.get("socket") or port.get("ifname")
 
 
 def _draw_bridges(data: Json) -> RenderableType:
@@ -212,16 +224,72 @@ def _draw_perf(data: Json) -> RenderableType:
     return _table(columns, rows, numbers=columns[1:-1])
 
 
+def _draw_revisions(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no revisions: nothing was changed yet")
+    columns = ("REVISION", "TIME", "WHO", "CHANGES")
+    rows = ([item["number"], item["time"], item["actor"], "; ".join(item["summary"])] for item in data["items"])
+    return _table(columns, rows, numbers=("REVISION",))
+
+
+def _draw_events(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no events: nothing has happened yet; follow them with --watch")
+    return _table(("TIME", "EVENT", "WHAT"), (_event_row(event) for event in data["items"]))
+
+
+def _event_row(event: Json) -> tuple[str, str, str]:
+    """Return when, what, and the rest in one line, without what says nothing."""
+    rest = {key: value for key, value in event.items() if key not in ("id", "time", "type", "etag", "changes")}
+    words = [f"{key}={value}" for key, value in rest.items() if value or key == "vid"]
+    changes = [f"{change['op']} {change['pointer'][2:]}" for change in event.get("changes", ())]
+    return event["time"], event["type"], " ".join(words) + (": " + ", ".join(changes) if changes else "")
+
+
 def _draw_config(data: Json) -> RenderableType:
     return Text(to_yaml(data).rstrip("\n"))
 
 
-Fetch = Callable[[AsyncClient], Awaitable[Json]]
-SUBJECTS: dict[str, tuple[Fetch, Callable[[Any], RenderableType]]] = {
-    "ports": (_ports, _draw_ports),
-    "bridges": (_bridges, _draw_bridges),
+def _draw_one(data: Json) -> RenderableType:
+    """One thing with all that is known of it."""
+    return _table(("KEY", "VALUE"), _flat(data))
+
+
+def _flat(data: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and not any(isinstance(item, dict) for item in value):
+            yield f"{prefix}{key}", " ".join(str(item) for item in value) or None
+        else:
+            yield f"{prefix}{key}", None if value in ({}, []) else value
+
+
+def _draw_difference(data: Json) -> RenderableType:
+    if not data["changes"]:
+        return Text("no difference")
+    rows = (
+        [Text("yes", style="red") if change["disruptive"] else "no", change["detail"]] for change in data["changes"]
+    )
+    return _table(("DISRUPTIVE", "CHANGE"), rows)
+
+
+Fetch = Callable[["Client", str], dict[str, Any]]
+Draw = Callable[[Any], RenderableType]
+SUBJECTS: dict[str, tuple[Fetch, Draw]] = {
+    "ports": (lambda client, _: _page(client.ports()), _draw_ports),
+    "bridges": (lambda client, _: _page(client.bridges()), _draw_bridges),
     "fdb": (_fdb, _draw_fdb),
     "stats": (_stats, _draw_stats),
-    "perf": (_perf, _draw_perf),
-    "config": (_config, _draw_config),
+    "perf": (lambda client, _: _page(client.perf()), _draw_perf),
+    "events": (_events, _draw_events),
+    "revisions": (lambda client, _: _page(client.revisions()), _draw_revisions),
+    "config": (lambda client, _: _plain(client.config().document), _draw_config),
+}
+NAMED: dict[str, tuple[Fetch, Draw]] = {  # those that can be narrowed to one name
+    "ports": (lambda client, name: _plain(client.port(name)), _draw_one),
+    "bridges": (lambda client, name: _plain(client.bridge(name)), _draw_one),
+    "fdb": (_fdb, _draw_fdb),
+    "stats": (lambda client, name: _plain(client.port_stats(name)), _draw_one),
+    "revisions": (lambda client, name: _plain(client.revision(int(name))), _draw_config),
 }

@@ -11,13 +11,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from itertools import takewhile
+from types import UnionType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pvswitch.errors import FieldError, InvalidDocument
-from pvswitch.model import MAX_PAIRS, MAX_WORKERS, ConfigModel, StaticEntry, SwitchConfig
+from pvswitch.model import (
+    MAX_PAIRS,
+    MAX_WORKERS,
+    PORT_TYPES,
+    AnyPort,
+    ConfigModel,
+    Port,
+    StaticEntry,
+    SwitchConfig,
+    VhostUserPort,
+)
 from pvswitch.values import is_name
 
 Loc = tuple[str | int, ...]
@@ -75,19 +86,34 @@ def parse_part(model: type[M], value: object, prefix: Loc) -> M:
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
     """Return pydantic's errors in words, with places that a user knows."""
-    return [_describe(item, model) for item in error.errors(include_url=False)]
+    items = error.errors(include_url=False)
+    untyped = {item["loc"][:-1] for item in items if _is_port_key(item["loc"]) and item["loc"][-1] == "type"}
+    # Which keys a port may have is not known while its type isn't.
+    known = (item for item in items if item["type"] != "extra_forbidden" or item["loc"][:-1] not in untyped)
+    return [_describe(item, model) for item in known]
+
+
+def _is_port_key(loc: Loc) -> bool:
+    """Return whether this is pydantic's place of a port's key, where the port's type stands before the key."""
+    return len(loc) >= 4 and loc[0] == "ports" and loc[2] in PORT_TYPES
 
 
 def _describe(item: ErrorDetails, model: type[BaseModel]) -> FieldError:
     loc = tuple(part for part in item["loc"] if part != "[key]")
     if item["type"] == "extra_forbidden":
-        return FieldError(loc, _unknown_key(loc, model))
+        return FieldError(_without_type(loc), _unknown_key(loc, model))
+    loc = _without_type(loc)
     if item["type"] in ("string_type", "string_pattern_mismatch") and item["loc"][-1:] == ("[key]",):
         loc = (*loc[:-1], str(loc[-1]))
         if item["type"] == "string_type":
             return FieldError(loc, "is not a name as it is written: put it in quotes")
     template = MESSAGES.get(item["type"])
     return FieldError(loc, template.format(**item.get("ctx", {})) if template else item["msg"])
+
+
+def _without_type(loc: Loc) -> Loc:
+    """Return a place without the port's type that pydantic puts behind its name."""
+    return (*loc[:2], *loc[3:]) if len(loc) >= 3 and loc[0] == "ports" and loc[2] in PORT_TYPES else loc
 
 
 def _unknown_key(loc: Loc, root: type[BaseModel]) -> str:
@@ -97,6 +123,8 @@ def _unknown_key(loc: Loc, root: type[BaseModel]) -> str:
         return "unknown key"
     if issubclass(model, ConfigModel) and key in model.LATER:
         return f"`{key}` is not available in this version"
+    if owners := [name for name, other in PORT_TYPES.items() if issubclass(model, Port) and key in other.model_fields]:
+        return f"`{key}` is a key of {' and '.join(owners)} ports, and this is none: set `type`, or leave the key out"
     close = difflib.get_close_matches(key, model.model_fields, n=1)
     return f"unknown key: did you mean `{close[0]}`?" if close else f"unknown key: there are {_names(model)}"
 
@@ -106,14 +134,18 @@ def _names(model: type[BaseModel]) -> str:
 
 
 def model_at(root: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
-    """Return the model at a place of a document: ("ports", "vm1") -> Port; None where there is none."""
+    """Return the model at a place as pydantic names it: ("ports", "vm1", "tap") -> TapPort; None: there is none."""
     here: Any = root
     for part in loc:
         if isinstance(here, type) and issubclass(here, BaseModel):
             field = here.model_fields.get(str(part))
             here = None if field is None else field.annotation
+            if isinstance(here, UnionType):  # Tls | None
+                here = next((arg for arg in here.__args__ if _is_model(arg)), here)
+        elif here is AnyPort:
+            here = PORT_TYPES.get(str(part))
         else:  # dict[name, X] or tuple[X, ...]: a name or an index leads to X
-            here = next((arg for arg in getattr(here, "__args__", ()) if _is_model(arg)), None)
+            here = next((arg for arg in getattr(here, "__args__", ()) if _is_model(arg) or arg is AnyPort), None)
     return here if _is_model(here) else None
 
 
@@ -149,11 +181,12 @@ def _remove(root: Any, loc: Loc) -> None:
         if not isinstance(here, dict):
             return
         key = next((key for key in here if str(key) == str(part)), None)
-        if key is None:  # a value that is missing: its owner can't be checked
-            return
         if last:
-            del here[key]
+            if key in here:  # else the value is wrong by being missing
+                del here[key]
             _stand_in(here, loc, key)
+            return
+        if key is None:
             return
         here = here[key]
 
@@ -163,6 +196,13 @@ def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
     match loc:
         case ("bridges" | "ports", _) if isinstance(key, str) and is_name(key):
             here[key] = {}  # others may refer to this name
+        case ("ports", _, "type" | "ifname"):
+            for own in [name for name in here if name == "type" or name not in VhostUserPort.model_fields]:
+                del here[own]  # without them it is a port like any other
+        case ("api", "listen"):
+            here[key] = "127.0.0.1:0"
+        case ("api", "tokens_file"):
+            here[key] = "/"
         case ("datapath", "workers"):
             here[key] = MAX_WORKERS
             here.pop("cpus", None)  # one for each worker, so nothing can be said of them

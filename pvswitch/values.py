@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The single values of a configuration: their types, and what is said of a wrong one.
 
-Each is an `Annotated` type for the models of `pvswitch.model`, which is the only importer (and
-`normalise_mac` for addresses in a URL). Strict: text is not turned into numbers, nor numbers into
-truth. A check refuses with one short sentence that follows the place of the value.
+Each is an `Annotated` type for the models of `pvswitch.model`, which is the only importer (beside
+`normalise_mac` for addresses in a URL, and `ELSEWHERE` for what a client reads). Strict: text is
+not turned into numbers, nor numbers into truth. A check refuses with one short sentence that follows
+the place of the value.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import grp
 import ipaddress
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+IFNAME_PATTERN = r"^[^\s/:%]{1,15}$"  # dev_valid_name() of the kernel; a % would let the kernel choose the name
+ELSEWHERE = object()
+"""The context of a validation of what another machine has judged already: its groups need not be here."""
 MAX_CPU = 1023  # CPU_SETSIZE - 1 of sched_setaffinity(2)
 
 
@@ -76,23 +81,56 @@ def _check_listen(value: str) -> str:
     if match is None or int(match[3]) > 65535:
         refuse('must be an address and a port, like "127.0.0.1:8080" or "[::1]:8080"')
     try:
-        address = ipaddress.ip_address(match[1] or match[2])
+        ipaddress.ip_address(match[1] or match[2])
     except ValueError:
         refuse('must be an address and a port, like "127.0.0.1:8080" or "[::1]:8080"')
-    if not address.is_loopback:
-        refuse(
-            "beyond loopback a token is required, which is not available in this version: "
-            'use "127.0.0.1:PORT" or "[::1]:PORT"'
-        )
     return value
 
 
-def _check_group(value: str) -> str:
+def listens_on_loopback(listen: str) -> bool:
+    """Return whether `api.listen` names an address that only this machine can reach."""
+    return ipaddress.ip_address(listen.rpartition(":")[0].strip("[]")).is_loopback
+
+
+def _check_group(value: str, info: ValidationInfo) -> str:
+    if info.context is ELSEWHERE:
+        return value
     try:
         grp.getgrnam(value)
     except KeyError:
         refuse(f"there is no group {value!r} here: make it (groupadd {value}) or name another")
     return value
+
+
+def _check_ifname(value: str) -> str:
+    if value in ("all", "default"):
+        refuse(f"{value!r} cannot be the name of an interface: the kernel keeps it for itself")
+    if not re.fullmatch(IFNAME_PATTERN, _encodable(value)) or len(value.encode()) > 15 or value in (".", ".."):
+        refuse("must be the name of an interface: 1 to 15 bytes without spaces, `/`, `:` and `%`")
+    return value
+
+
+def _check_netns(value: str) -> str:
+    """Return a name for what is below /run/netns, however it was written; a path for all else."""
+    if not value.startswith("/"):
+        if "/" in value or value in ("", ".", ".."):
+            refuse("must be the name of a network namespace below /run/netns, or an absolute path")
+        return str(_check_path("/" + value))[1:]
+    path = str(_check_path(value))
+    folder, _, name = path.rpartition("/")
+    return name if folder in ("/run/netns", "/var/run/netns") else path
+
+
+def _check_address(value: str) -> str:
+    try:
+        address = ipaddress.ip_interface(value)
+    except ValueError:
+        address = None
+    if address is None or "/" not in value or "%" in value:
+        refuse("must be an address with its prefix length, like 192.0.2.1/24 or 2001:db8::1/64")
+    if address.is_multicast or address.is_unspecified:
+        refuse(f"{address.ip} cannot be the address of an interface: use a unicast address")
+    return str(address)
 
 
 def only(value: int, noun: str) -> Any:
@@ -106,12 +144,15 @@ def only(value: int, noun: str) -> Any:
     return BeforeValidator(check)
 
 
-def choice(known: str, *later: str) -> Any:
-    """Return a validator for a word, naming those of the contract that this version does not take."""
+def choice(known: Sequence[str], later: Sequence[str]) -> Any:
+    """Return a validator for a word that chooses between `known`; `later` are those of the contract to come."""
+    words = ", ".join(f"`{word}`" for word in known)
 
     def check(given: object) -> object:
         if isinstance(given, str) and given in later:
-            refuse(f"`{given}` is not available in this version: only `{known}` is")
+            refuse(f"`{given}` is not available in this version: there are {words}")
+        if given not in known:
+            refuse(f"must be one of {words}")
         return given
 
     return BeforeValidator(check)
@@ -127,5 +168,10 @@ Mac = Annotated[str, Strict(), AfterValidator(normalise_mac)]
 UnicastMac = Annotated[Mac, AfterValidator(_unicast)]
 Vid = Annotated[Int, Field(ge=0, le=0), only(0, "VLANs")]
 Cpu = Annotated[Int, Field(ge=0, le=MAX_CPU)]
+InterfaceName = Annotated[
+    str, Strict(), AfterValidator(_check_ifname), Field(json_schema_extra={"pattern": IFNAME_PATTERN})
+]
+InterfaceAddress = Annotated[str, Strict(), AfterValidator(_check_address)]
+Netns = Annotated[str, Strict(), AfterValidator(_check_netns)]
 Listen = Annotated[str, Strict(), AfterValidator(_check_listen)]
 Group = Annotated[str, Strict(), AfterValidator(_check_group)]

@@ -23,7 +23,18 @@ from pathlib import Path
 import structlog
 
 from pvswitch.datapath import MAX_PAIRS, Datapath, DatapathPort, MemoryRegion, RingConf
-from pvswitch.model import Frontend, LinkReason, Memory, Port, PortState, Queues, link_message
+from pvswitch.model import (
+    AnyPort,
+    Frontend,
+    LinkReason,
+    Memory,
+    PortState,
+    Queues,
+    QueueStats,
+    VhostUserPort,
+    link_message,
+)
+from pvswitch.switch_port import SwitchPort
 from pvswitch.vhost_user.backend import Region, RingNotReady, RingSetup
 from pvswitch.vhost_user.client import VhostUserClient
 from pvswitch.vhost_user.connection import Endpoint
@@ -51,7 +62,7 @@ _PROTOCOL = (
 )
 
 
-def offer_for(port: Port) -> Offer:
+def offer_for(port: VhostUserPort) -> Offer:
     """Return what the port offers to a front end, by its configuration. Segmentation needs checksums."""
     features, csum = _ALWAYS, port.features.csum
     for wanted, bits in (
@@ -76,26 +87,27 @@ def rarp_announcement(mac: bytes) -> bytes:
     return (ethernet + arp).ljust(60, b"\0")
 
 
-class VhostPort:
-    """One vhost-user port, from `bind()` to `close()`."""
+class VhostPort(SwitchPort):
+    """One vhost-user port."""
+
+    handle: DatapathPort
 
     def __init__(
         self,
         datapath: Datapath,
         name: str,
-        port: Port,
+        port: VhostUserPort,
         *,
         path: Path,
         socket_mode: int,
         gid: int,
-        on_link: Callable[[VhostPort], None],
+        on_link: Callable[[SwitchPort], None],
     ) -> None:
-        """Take a handle in the core (OSError ENOSPC). `on_link` is called when the link goes up or down.
+        """Take a handle in the core (OSError ENOSPC).
 
         `socket_mode` and `gid` are those of the socket file, where the switch makes it.
         """
-        self.name = name
-        self.handle: DatapathPort = datapath.port(MAX_PAIRS)  # so that `queues` can change
+        super().__init__(name, datapath.port(MAX_PAIRS), on_link)  # so that `queues` can change
         offer = offer_for(port)
         self.endpoint: Endpoint = (
             VhostUserClient(path, offer=offer, backend=self, on_change=self.refresh)
@@ -103,42 +115,43 @@ class VhostPort:
             else VhostUserServer(path, offer=offer, backend=self, mode=socket_mode, gid=gid, on_change=self.refresh)
         )
         self._port = port
-        self._on_link = on_link
         self._regions: list[MemoryRegion] = []
         self._wanted: dict[int, RingSetup] = {}  # what the session believes to run
         self._live: set[int] = set()  # what does
         self._base: dict[int, int] = {}  # where a paused ring stopped
         self._silent_ticks = 0
         self._memory_seen = False
-        self.link_up = False
 
     # ---- life
 
-    def bind(self) -> None:
+    async def bind(self) -> None:
         """Make the socket file, if the switch listens. Raises PvswitchError."""
         self.endpoint.bind()
 
-    def listen(self) -> None:
-        """Let a front end connect, or begin to connect to one; can't fail."""
+    async def listen(self) -> None:
+        """Let a front end connect, or begin to connect to one."""
         self.endpoint.listen()
 
-    async def hang_up(self) -> None:
+    async def renew(self) -> None:
         """End the connection, if there is one; the next front end sees what is offered then."""
         await self.endpoint.hang_up()
 
-    def suits(self, port: Port, path: Path) -> bool:
-        """Return whether this port can take over a changed configuration; otherwise it is replaced as a whole."""
-        return (self.endpoint.path, self._port.mode) == (path, port.mode)
+    def suits(self, port: AnyPort) -> bool:
+        """Return whether it is the same socket, on the same side of it."""
+        if not isinstance(port, VhostUserPort):
+            return False
+        return (self.endpoint.path, self._port.mode) == (port.socket, port.mode)
 
-    def configure(self, port: Port) -> bool:
-        """Take over a changed configuration that suits; return whether its front end has to connect anew for it."""
+    def configure(self, port: AnyPort) -> bool:
+        """Take over a changed configuration; return whether the front end has to connect anew for it."""
+        assert isinstance(port, VhostUserPort)  # suits() has said so
         before, self._port = self._port, port
         self.endpoint.offer = offer_for(port)
         self.refresh()
         return any(getattr(before, key) != getattr(port, key) for key in ("queues", "rxq_affinity", "features"))
 
     async def close(self) -> None:
-        """End the connection and free the handle; the tables must not name the port any more."""
+        """End the connection and free the handle."""
         await self.endpoint.close()
         self.handle.close()
 
@@ -294,14 +307,6 @@ class VhostPort:
         elif any(ring.kicks for ring in rings):
             self._silent_ticks += 1
 
-    def refresh(self) -> None:
-        """Look at the link again, and tell when it went up or down."""
-        reason, message = self.link()
-        if (reason is None) != self.link_up:
-            self.link_up = reason is None
-            log.info("link up" if self.link_up else "link down", port=self.name, reason=reason, message=message)
-            self._on_link(self)
-
     def link(self) -> tuple[LinkReason | None, str | None]:
         """Return why the link is down and what to do about it, or (None, None) when it is up."""
         reason, detail = self._why_down()
@@ -334,11 +339,6 @@ class VhostPort:
         up = {index for index, ring in self._wanted.items() if ring.enabled and index in self._live}
         return sum(index % 2 == 0 and index + 1 in up for index in up)
 
-    @property
-    def pairs(self) -> int:
-        """How many queue pairs are offered."""
-        return self._port.queues
-
     def state(self) -> PortState:
         """Return what the API shows of this port."""
         reason, message = self.link()
@@ -350,7 +350,25 @@ class VhostPort:
             message=message,
             frontend=Frontend(pid=peer.pid, uid=peer.uid) if peer is not None else None,
             features=feature_names(features) if features is not None else [],
-            queues=Queues(offered=self.pairs, enabled=self._pairs_up()),
+            queues=Queues(offered=self._port.queues, enabled=self._pairs_up()),
             memory=Memory(regions=len(self._regions), bytes=sum(r.size for r in self._regions)),
             mtu=session.mtu if session is not None and session.mtu else self._port.mtu,
         )
+
+    def queue_stats(self) -> list[QueueStats]:
+        """Return the counters of the rings of the pairs that are offered: what a guest's transmit ring gives is rx."""
+        stats = []
+        for index in range(2 * self._port.queues):
+            ring = self.handle.ring_status(index)
+            stats.append(
+                QueueStats(
+                    queue=index // 2,
+                    direction="rx" if index % 2 else "tx",
+                    packets=ring.packets,
+                    bytes=ring.bytes,
+                    notifications=ring.notifications,
+                    notifications_suppressed=ring.notifications_suppressed,
+                    worker=ring.worker if ring.running else None,
+                )
+            )
+        return stats

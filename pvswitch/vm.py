@@ -5,7 +5,8 @@ How it works. `build_image` packs an initramfs (cpio "newc", gzip; written here,
 static busybox, the virtio modules of a Debian kernel and the init script below. `Machine` starts QEMU on it
 with two serial ports: the first carries the kernel's console into a log, the second is a command channel. One
 line goes in per command (`ID SECONDS BASE64`), one frame comes out (`ID STATUS LENGTH`, newline, LENGTH bytes
-of output).
+of output). A guest that nobody commands has its script in `run=BASE64` on the kernel's command line; what it prints
+goes to the console.
 
 Who uses it: `pvswitch.demo` and the system tests. It knows nothing of the switch; the lines that attach a NIC
 are given by the caller, as `pvswitch port qemu-args` prints them.
@@ -67,8 +68,10 @@ END
         fi
         ip link set "$name" up
         ;;
+    run=*) echo "${word#run=}" | base64 -d > /tmp/run ;;
     esac
 done
+[ ! -f /tmp/run ] || sh /tmp/run > /dev/console 2>&1
 # In a process of its own: pid 1 inherits orphans, and SIGCHLD makes a waiting `read` drop what it has of a line.
 (
     stty raw -echo

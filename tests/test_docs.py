@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from pvswitch.datapath import DROP_REASONS
+from pvswitch.model import LinkReason
 from pvswitch.process import SwitchProcess
 from pvswitch.validation import parse
 
@@ -24,9 +26,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return [re.sub(f"^{m['indent']}", "", m["body"], flags=re.MULTILINE) for m in found]
 
 
+def unfolded(block: str) -> list[str]:
+    """The lines of a block, continued ones as one."""
+    return block.replace("\\\n", " ").splitlines()
+
+
 def commands() -> list[list[str]]:
     """Every `pvswitch ...` line of the shell examples, but for those that don't end by themselves."""
-    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in unfolded(block)]
     words = [shlex.split(line, comments=True) for line in lines]
     return [w[1:] for w in words if w[:1] == ["pvswitch"] and w[1] not in ENDLESS]
 
@@ -50,6 +57,12 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_configurations_are_valid(page: Path) -> None:
     for body in blocks(page, "yaml"):
         parse(YAML(typ="safe").load(body))
+
+
+def test_every_reason_is_explained() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert set(named) == {*LinkReason, *DROP_REASONS} - {"none"}
 
 
 async def test_commands_work_on_a_running_switch(tmp_path: Path) -> None:

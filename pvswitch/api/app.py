@@ -1,72 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The aiohttp application: the table of routes, behind problem+json and the guard against other sites."""
+"""The aiohttp application: the table of routes, behind the audit line, problem+json and the check of who asks."""
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from pvswitch.api import openapi
-from pvswitch.api.handlers import Call, Context
-from pvswitch.api.problem import ApiProblem, middleware
+from pvswitch.api import audit, openapi, pages, problem
+from pvswitch.api.access import Access
+from pvswitch.api.call import Call, Context
 from pvswitch.api.request import read_query
 from pvswitch.api.routes import ROUTES, Route
 from pvswitch.api.schemas import Info
 from pvswitch.controller import Controller, Dataplane
+from pvswitch.events import Events
+from pvswitch.metrics import Metrics
+from pvswitch.revisions import Revisions
 
 MAX_BODY = 8 << 20
 
 
-def make_app(controller: Controller, dataplane: Dataplane, info: Info) -> web.Application:
-    """Return the application; `server.ApiServer` serves it."""
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[middleware, _same_machine])
-    context = Context(controller, dataplane, info)
+def make_app(
+    controller: Controller,
+    dataplane: Dataplane,
+    revisions: Revisions,
+    events: Events,
+    info: Info,
+    access: Access | None = None,
+) -> web.Application:
+    """Return the application; `server.ApiServer` serves it. It closes `events` when it ends, and so every stream."""
+    metrics = Metrics(controller, dataplane, info.version)
+    check = (access or Access()).middleware(pages.PUBLIC, frozenset(route.path for route in ROUTES if route.stream))
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[audit.middleware(metrics), problem.middleware, check])
+    context = Context(controller, dataplane, revisions, events, info)
+
+    async def end_streams(_: web.Application) -> None:
+        events.close()
+
+    app.on_shutdown.append(end_streams)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _bind(route, context))
+        app.router.add_route(route.method, route.path, _bind(route, context), expect_handler=_expect)
     description = json.dumps(openapi.describe(info.version))
 
     async def get_openapi(request: web.Request) -> web.Response:
         read_query(request, ())
         return web.Response(text=description, content_type="application/json")
 
-    app.router.add_get("/openapi.json", get_openapi)
+    async def get_metrics(request: web.Request) -> web.Response:
+        read_query(request, ())
+        text, content_type = await metrics.scrape(request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    app.router.add_route("GET", "/openapi.json", get_openapi)
+    app.router.add_route("GET", "/metrics", get_metrics)
+    for path in pages.PUBLIC:
+        app.router.add_route("GET", path, pages.get_page)
     return app
 
 
-def _bind(route: Route, context: Context) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def handle(request: web.Request) -> web.Response:
+def _bind(route: Route, context: Context) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
         query = read_query(request, route.query)
-        return await route.handler(Call(context.controller, context.dataplane, context.info, request, query))
+        return await route.handler(Call(**vars(context), request=request, query=query))
 
     return handle
 
 
-@web.middleware
-async def _same_machine(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse, on TCP, what a web page of another site may have sent (DNS rebinding, cross-site requests).
-
-    The API listens on loopback without a token. A browser on this machine can be made to send requests here
-    under a foreign name; the Host and Origin headers tell.
-    """
-    transport = request.transport
-    if transport is not None and isinstance(transport.get_extra_info("sockname"), tuple):
-        origin = request.headers.get("Origin")
-        if not _is_loopback(request.headers.get("Host", "")):
-            raise ApiProblem(403, "the Host header must name this machine: use 127.0.0.1, [::1] or localhost")
-        if origin is not None and not _is_loopback(origin.partition("://")[2]):
-            raise ApiProblem(403, "requests from pages of other sites are refused")
-    return await handler(request)
-
-
-def _is_loopback(authority: str) -> bool:
-    """Return whether "HOST" or "HOST:PORT" is a loopback address or localhost."""
-    try:
-        host = urlsplit(f"//{authority}").hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+async def _expect(request: web.Request) -> None:
+    """Ask for the body that a client holds back; any other expectation may be ignored (RFC 9110, 10.1.1)."""
+    if request.headers["Expect"].lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0

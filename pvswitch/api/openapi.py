@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OpenAPI 3.1 description, written from the table of routes and the models."""
+"""The OpenAPI 3.1 description, written from the table of routes and the models.
+
+What a route can answer follows from what it does: a body can be too large or too slow, an edit can be stale. The
+answers of the checks in front of every handler (who asks, how many) stand once, under `components`.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,65 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from pvswitch.api.routes import ROUTES, Route
+from pvswitch.api.request import PATCH_TYPES
+from pvswitch.api.routes import ROOT, ROUTES, Route
 from pvswitch.api.schemas import Problem
 from pvswitch.values import NAME_PATTERN
 
 Mode = Literal["validation", "serialization"]
 _PATH_SCHEMAS = {
-    "br": {"type": "string", "pattern": NAME_PATTERN},
-    "name": {"type": "string", "pattern": NAME_PATTERN},
-    "vid": {"type": "integer", "minimum": 0, "maximum": 4094},
-    "mac": {"type": "string", "examples": ["52:54:00:12:34:56"]},
+    "br": {"type": "string", "pattern": NAME_PATTERN, "examples": ["br0"]},
+    "name": {"type": "string", "pattern": NAME_PATTERN, "examples": ["vm1"]},
+    "vid": {"type": "integer", "minimum": 0, "maximum": 4094, "examples": [0]},
+    "mac": {
+        "type": "string",
+        "pattern": "^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$",
+        "examples": ["52:54:00:12:34:56"],
+    },
+    "n": {"type": "integer", "minimum": 1, "examples": [1]},
 }
+# The tag of a path is that of the first prefix that fits.
+_TAGS = {
+    f"{ROOT}/config/revisions": "revisions",
+    f"{ROOT}/config": "configuration",
+    f"{ROOT}/bridges/{{br}}/fdb": "fdb",
+    f"{ROOT}/bridges": "bridges",
+    f"{ROOT}/ports": "ports",
+    f"{ROOT}/": "switch",
+    "/": "process",
+}
+_TAG_TEXTS = {
+    "configuration": "The whole document, replaced or changed at once.",
+    "revisions": "The configurations there were, and the way back.",
+    "bridges": "Learning switches.",
+    "fdb": "The addresses that a bridge knows.",
+    "ports": "Where virtual machines and networks are connected.",
+    "switch": "Totals, workers, and what happens.",
+    "process": "Probes, metrics, this description, pages.",
+}
+_EXAMPLES: dict[str, Any] = {
+    "put_config": {"bridges": {"br0": {}}, "ports": {"vm1": {}, "vm2": {"mtu": 9000}}},
+    "patch_config": {"ports": {"vm2": None, "vm3": {}}},
+    "put_bridge": {"aging_time": 300, "fdb_size": 8192},
+    "patch_bridge": {"aging_time": 60},
+    "put_port": {"bridge": "br0", "mtu": 9000},
+    "patch_port": {"enabled": False},
+    "put_fdb": {"port": "vm1"},
+}
+# path, operation id, summary, content type: what is served beside the table
+_PLAIN = (
+    ("/openapi.json", "get_openapi", "Return this description", "application/json"),
+    ("/metrics", "get_metrics", "Return the counters for Prometheus, as OpenMetrics where asked for", "text/plain"),
+    ("/docs", "get_docs", "Return the page that shows this description", "text/html"),
+    ("/", "get_home", "Return the page that shows what the switch is doing", "text/html"),
+)
+_EVERYWHERE = {
+    401: ("Unauthorized", "on TCP: a token is required, or the one sent is not known"),
+    403: ("Forbidden", "on TCP: the token's role may not do this, or the request comes from a page of another site"),
+    429: ("TooManyRequests", "on TCP: too many wrong tokens came from this address"),
+    503: ("Unavailable", "too many requests are under way, or the switch is not ready"),
+}
+_HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 
 
 def describe(version: str) -> dict[str, Any]:
@@ -32,16 +84,12 @@ def describe(version: str) -> dict[str, Any]:
         if route.response is not None:
             used[route.response, "serialization"] = None
     refs, definitions = models_json_schema(list(used), ref_template="#/components/schemas/{model}")
+    problem = refs[Problem, "serialization"]
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs)
-    paths["/openapi.json"] = {
-        "get": {
-            "operationId": "get_openapi",
-            "summary": "Return this description",
-            "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": {}}}}},
-        }
-    }
+    for path, operation_id, summary, content_type in _PLAIN:
+        paths[path] = {"get": _plain(operation_id, summary, content_type, problem)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -51,8 +99,20 @@ def describe(version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": text} for name, text in _TAG_TEXTS.items()],
+        "security": [{"token": []}, {}],
         "paths": paths,
-        "components": {"schemas": definitions["$defs"]},
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "on TCP where `api.tokens_file` is set; the unix socket needs none",
+                }
+            },
+            "responses": {name: _refused(status, text, problem) for status, (name, text) in _EVERYWHERE.items()},
+        },
     }
 
 
@@ -65,6 +125,15 @@ def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
         {"name": param.name, "in": "query", "description": param.description, "schema": dict(param.schema)}
         for param in route.query
     ]
+    if route.stream:
+        parameters.append(
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "the id of the last event that was seen: go on behind it",
+                "schema": {"type": "string"},
+            }
+        )
     if route.edits:
         parameters.append(
             {
@@ -77,13 +146,22 @@ def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
         )
     operation: dict[str, Any] = {
         "operationId": route.operation_id,
+        "tags": [_tag(route.path)],
         "summary": route.summary,
         "parameters": parameters,
         "responses": _responses(route, refs),
     }
     if route.request is not None:
-        operation["requestBody"] = {"required": True, "content": _json(refs[route.request, "validation"])}
+        content: dict[str, Any] = {"schema": refs[route.request, "validation"]}
+        if route.operation_id in _EXAMPLES:
+            content["examples"] = {"example": {"value": _EXAMPLES[route.operation_id]}}
+        types = PATCH_TYPES if route.method == "PATCH" else ("application/json",)
+        operation["requestBody"] = {"required": True, "content": dict.fromkeys(types, content)}
     return operation
+
+
+def _tag(path: str) -> str:
+    return next(tag for prefix, tag in _TAGS.items() if path.startswith(prefix))
 
 
 def _responses(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
@@ -94,18 +172,41 @@ def _responses(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
     if route.response is None:
         responses["204"] = {"description": "No Content", **headers}
     else:
-        content = _json(refs[route.response, "serialization"])
+        kind = "text/event-stream" if route.stream else "application/json"
+        content = {kind: {"schema": refs[route.response, "serialization"]}}
         for status in (200, 201) if route.creates else (200,):
             phrase = HTTPStatus(status).phrase
             responses[str(status)] = {"description": phrase, "content": content, **headers}
-    always = {403, 422, *([400] if route.request is not None or route.edits else [])}
-    for status in sorted(always | set(route.problems)):
-        responses[str(status)] = {
-            "description": HTTPStatus(status).phrase,
-            "content": {"application/problem+json": {"schema": refs[Problem, "serialization"]}},
-        }
-    return responses
+    always = {422}
+    if route.edits or route.request is not None:
+        always |= {400}
+    if route.request is not None:
+        always |= {408, 413}
+    return responses | _problems(always | set(route.problems), refs[Problem, "serialization"])
 
 
-def _json(schema: Any) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+def _problems(statuses: set[int], problem: dict[str, Any]) -> dict[str, Any]:
+    """Return the answers for these errors, and for those that every operation has."""
+    answers: dict[str, Any] = {}
+    for status in sorted(statuses | set(_EVERYWHERE)):
+        if status in _EVERYWHERE:
+            answers[str(status)] = {"$ref": f"#/components/responses/{_EVERYWHERE[status][0]}"}
+        else:
+            answers[str(status)] = _refused(status, HTTPStatus(status).phrase, problem)
+    return answers
+
+
+def _refused(status: int, text: str, problem: dict[str, Any]) -> dict[str, Any]:
+    headers = {_HEADERS[status]: {"schema": {"type": "string"}}} if status in _HEADERS else {}
+    content = {"application/problem+json": {"schema": problem}}
+    return {"description": text, "content": content, **({"headers": headers} if headers else {})}
+
+
+def _plain(operation_id: str, summary: str, content_type: str, problem: dict[str, Any]) -> dict[str, Any]:
+    content = {content_type: {"schema": {} if content_type == "application/json" else {"type": "string"}}}
+    return {
+        "operationId": operation_id,
+        "tags": ["process"],
+        "summary": summary,
+        "responses": {"200": {"description": "OK", "content": content}} | _problems({422}, problem),
+    }

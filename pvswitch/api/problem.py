@@ -14,22 +14,29 @@ from aiohttp.typedefs import Handler
 from pvswitch.api.schemas import Problem, ProblemError
 from pvswitch.controller import StaleError
 from pvswitch.errors import ApplyError, FieldError, InvalidDocument
+from pvswitch.revisions import StorageError
 
 _log = structlog.get_logger(__name__)
 
 # The problem types of this API; the type of an error is "/problems/" and the slug of its status.
 SLUGS = {
     400: "bad-request",
+    401: "unauthorized",
     403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
+    408: "timeout",
     409: "conflict",
     412: "stale",
     413: "too-large",
+    415: "unsupported-media-type",
     422: "invalid",
     428: "precondition-required",
+    429: "too-many-requests",
+    431: "headers-too-large",
     500: "internal",
     503: "not-ready",
+    507: "insufficient-storage",
 }
 
 
@@ -64,8 +71,8 @@ def invalid(errors: Sequence[FieldError]) -> ApiProblem:
     return ApiProblem(422, f"{len(errors)} values are wrong", items)
 
 
-def response(problem: ApiProblem) -> web.Response:
-    """Return the answer for a problem."""
+def body_of(problem: ApiProblem) -> str:
+    """Return the JSON text of a problem."""
     body = Problem(
         type=f"/problems/{SLUGS[problem.status]}",
         title=HTTPStatus(problem.status).phrase,
@@ -73,9 +80,14 @@ def response(problem: ApiProblem) -> web.Response:
         detail=problem.detail,
         errors=problem.errors,
     )
+    return json.dumps(body.model_dump(mode="json"))
+
+
+def response(problem: ApiProblem) -> web.Response:
+    """Return the answer for a problem."""
     return web.Response(
         status=problem.status,
-        text=json.dumps(body.model_dump(mode="json")),
+        text=body_of(problem),
         content_type="application/problem+json",
         headers=problem.headers,
     )
@@ -95,10 +107,12 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except ApplyError as error:
         place = ProblemError(pointer=error.pointer, detail=str(error))
         return response(ApiProblem(409, str(error), [place]))
+    except StorageError as error:
+        return response(ApiProblem(507, str(error)))
     except web.HTTPException as error:
         return response(_of_aiohttp(request, error))
     except Exception:
-        _log.exception("request failed", method=request.method, path=request.path)
+        _log.exception("request failed", method=request.method, path=request.rel_url.raw_path)
         return response(ApiProblem(500, "the switch failed to answer: see its log"))
 
 

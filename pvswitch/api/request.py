@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -18,9 +19,13 @@ from aiohttp import web
 from pvswitch.api.problem import ApiProblem
 from pvswitch.api.schemas import Page, ProblemError
 
+BODY_SECONDS = 30.0  # from the end of the headers to the end of the body
 MAX_DEPTH = 32
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 10_000
+PATCH_TYPES = ("application/merge-patch+json", "application/json")
+
+_ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
 
 T = TypeVar("T")
 
@@ -121,15 +126,19 @@ def read_if_match(request: web.Request, *, required: bool = False) -> list[str] 
         return None
     if header.strip() == "*":
         return None
-    tags = [tag.strip() for tag in header.split(",")]
-    if not all(re.fullmatch(r'(W/)?"[\x21\x23-\x7e]*"', tag) for tag in tags):
+    if not re.fullmatch(rf"{_ETAG}([ \t]*,[ \t]*{_ETAG})*", header.strip()):
         raise ApiProblem(400, 'If-Match must be `*` or etags in quotes, like "5f2a"')
+    tags = [match[0] for match in re.finditer(_ETAG, header)]  # a comma may stand in one
     return [tag[1:-1] for tag in tags if not tag.startswith("W/")]  # a weak one never matches (RFC 9110, 13.1.1)
 
 
 async def read_json(request: web.Request) -> Any:
-    """Return the body as plain values; 400 when it isn't strict JSON, 413 when it is too large."""
-    raw = await request.read()
+    """Return the body as plain values; 400 when it isn't strict JSON, 413 when it is too large, 408 when it is late."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await request.read()
+    except TimeoutError:
+        raise ApiProblem(408, f"the body took longer than {BODY_SECONDS:.0f} s: send it faster") from None
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -153,6 +162,14 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiProblem(422, "the body must be an object", [ProblemError(pointer="#", detail="must be an object")])
     return value
+
+
+async def read_patch(request: web.Request) -> dict[str, Any]:
+    """Return the body of a PATCH as a JSON object; 415 when it says that it is no merge patch."""
+    if request.content_type not in PATCH_TYPES:
+        detail = f"a PATCH is a JSON merge patch: send it with Content-Type: {PATCH_TYPES[0]}"
+        raise ApiProblem(415, detail, headers={"Accept-Patch": ", ".join(PATCH_TYPES)})
+    return await read_object(request)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,22 +11,27 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from pvswitch import attach
-from pvswitch.api import handlers as h
+from pvswitch.api import bridges, config, events, ports, revisions, switch
+from pvswitch.api.call import Call
 from pvswitch.api.request import PAGING, Param, choice, integer, pattern
 from pvswitch.api.schemas import (
     Attachment,
     BridgeResource,
     Info,
+    MergePatch,
     Page,
     PlanResult,
+    PortBody,
     PortResource,
+    RevisionResource,
     StaticEntryBody,
     Status,
     Totals,
 )
-from pvswitch.model import MAX_PAIRS, Bridge, FdbEntry, Port, PortStats, SwitchConfig, WorkerPerf
+from pvswitch.events import TYPES, EventStream
+from pvswitch.model import MAX_PAIRS, Bridge, FdbEntry, PortStats, Revision, SwitchConfig, WorkerPerf
 
-Handler = Callable[[h.Call], Awaitable[web.Response]]
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 ROOT = "/api/v1"
 
@@ -44,11 +49,12 @@ class Route:
     problems: tuple[int, ...] = ()
     creates: bool = False  # 201 when the resource is new
     etag: bool = False
+    stream: bool = False  # of events, without an end: not counted among the requests under way
 
     @property
     def edits(self) -> bool:
         """Whether it changes the configuration: takes If-Match, and answers with the new ETag."""
-        return self.method in ("PUT", "DELETE")
+        return self.method != "GET"
 
     @property
     def summary(self) -> str:
@@ -70,6 +76,7 @@ _BRIDGE = f"{ROOT}/bridges/{{br}}"
 _FDB = f"{_BRIDGE}/fdb"
 _ENTRY = f"{_FDB}/{{vid}}/{{mac}}"
 _PORT = f"{ROOT}/ports/{{name}}"
+_REVISIONS = f"{ROOT}/config/revisions"
 _FDB_FILTER = (
     pattern("port", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "vm1", "addresses on this port"),
     integer("vid", 0, 4094, "addresses of this VLAN"),
@@ -84,27 +91,58 @@ _ATTACH = (
 )
 _DRY_RUN = (choice("dry_run", "true", "false", default="false", description="only show the difference"),)
 
+
+def _read_types(text: str) -> tuple[str, ...]:
+    types = tuple(text.split(","))
+    if not set(types) <= set(TYPES):
+        raise ValueError(f"must be some of {','.join(TYPES)}")
+    return types
+
+
+_TYPES_PATTERN = "({0})(,({0}))*".format("|".join(TYPES))
+_STREAM = (
+    Param("types", {"type": "string", "pattern": f"^{_TYPES_PATTERN}$"}, "only events of these types", _read_types),
+    choice("follow", "true", "false", default="true", description="false: what is remembered, and then the end"),
+)
+
+_EDIT = (409, 412, 413, 507)
+_PATCH = (*_EDIT, 404, 415)
+
 ROUTES: tuple[Route, ...] = (
-    Route("GET", f"{ROOT}/config", h.get_config, SwitchConfig, etag=True),
-    Route("PUT", f"{ROOT}/config", h.put_config, PlanResult, SwitchConfig, _DRY_RUN, (409, 412, 413, 428)),
-    Route("GET", f"{ROOT}/bridges", h.list_bridges, Page[BridgeResource], query=PAGING),
-    Route("GET", _BRIDGE, h.get_bridge, BridgeResource, problems=(404,)),
-    Route("PUT", _BRIDGE, h.put_bridge, BridgeResource, Bridge, problems=(409, 412, 413), creates=True),
-    Route("DELETE", _BRIDGE, h.delete_bridge, problems=(404, 409, 412)),
-    Route("GET", _FDB, h.list_fdb, Page[FdbEntry], query=(*_FDB_FILTER, *PAGING), problems=(404,)),
-    Route("DELETE", _FDB, h.flush_fdb, query=_FDB_FILTER, problems=(404, 409, 412)),
-    Route("GET", _ENTRY, h.get_fdb, FdbEntry, problems=(404,)),
-    Route("PUT", _ENTRY, h.put_fdb, FdbEntry, StaticEntryBody, problems=(404, 409, 412, 413), creates=True),
-    Route("DELETE", _ENTRY, h.delete_fdb, problems=(404, 409, 412)),
-    Route("GET", f"{ROOT}/ports", h.list_ports, Page[PortResource], query=PAGING),
-    Route("GET", _PORT, h.get_port, PortResource, problems=(404,)),
-    Route("PUT", _PORT, h.put_port, PortResource, Port, problems=(409, 412, 413), creates=True),
-    Route("DELETE", _PORT, h.delete_port, problems=(404, 409, 412)),
-    Route("GET", f"{_PORT}/stats", h.get_port_stats, PortStats, problems=(404,)),
-    Route("GET", f"{_PORT}/attach", h.get_attachment, Attachment, query=_ATTACH, problems=(404,)),
-    Route("GET", f"{ROOT}/stats", h.get_stats, Totals),
-    Route("GET", f"{ROOT}/perf", h.get_perf, Page[WorkerPerf], query=PAGING),
-    Route("GET", "/healthz", h.get_healthz, Status),
-    Route("GET", "/readyz", h.get_readyz, Status, problems=(503,)),
-    Route("GET", "/version", h.get_version, Info),
+    Route("GET", f"{ROOT}/config", config.get_config, SwitchConfig, etag=True),
+    Route("PUT", f"{ROOT}/config", config.put_config, PlanResult, SwitchConfig, _DRY_RUN, (*_EDIT, 428)),
+    Route("PATCH", f"{ROOT}/config", config.patch_config, PlanResult, MergePatch, _DRY_RUN, (*_EDIT, 415, 428)),
+    Route("GET", _REVISIONS, revisions.list_revisions, Page[Revision], query=PAGING),
+    Route("GET", f"{_REVISIONS}/{{n}}", revisions.get_revision, RevisionResource, problems=(404,)),
+    Route(
+        "POST",
+        f"{_REVISIONS}/{{n}}/restore",
+        revisions.restore_revision,
+        PlanResult,
+        query=_DRY_RUN,
+        problems=(404, *_EDIT, 428),
+    ),
+    Route("GET", f"{ROOT}/bridges", bridges.list_bridges, Page[BridgeResource], query=PAGING),
+    Route("GET", _BRIDGE, bridges.get_bridge, BridgeResource, problems=(404,)),
+    Route("PUT", _BRIDGE, bridges.put_bridge, BridgeResource, Bridge, problems=_EDIT, creates=True),
+    Route("PATCH", _BRIDGE, bridges.patch_bridge, BridgeResource, MergePatch, problems=_PATCH),
+    Route("DELETE", _BRIDGE, bridges.delete_bridge, problems=(404, *_EDIT)),
+    Route("GET", _FDB, bridges.list_fdb, Page[FdbEntry], query=(*_FDB_FILTER, *PAGING), problems=(404,)),
+    Route("DELETE", _FDB, bridges.flush_fdb, query=_FDB_FILTER, problems=(404, *_EDIT)),
+    Route("GET", _ENTRY, bridges.get_fdb, FdbEntry, problems=(404,)),
+    Route("PUT", _ENTRY, bridges.put_fdb, FdbEntry, StaticEntryBody, problems=(404, *_EDIT), creates=True),
+    Route("DELETE", _ENTRY, bridges.delete_fdb, problems=(404, *_EDIT)),
+    Route("GET", f"{ROOT}/ports", ports.list_ports, Page[PortResource], query=PAGING),
+    Route("GET", _PORT, ports.get_port, PortResource, problems=(404,)),
+    Route("PUT", _PORT, ports.put_port, PortResource, PortBody, problems=_EDIT, creates=True),
+    Route("PATCH", _PORT, ports.patch_port, PortResource, MergePatch, problems=_PATCH),
+    Route("DELETE", _PORT, ports.delete_port, problems=(404, *_EDIT)),
+    Route("GET", f"{_PORT}/stats", ports.get_port_stats, PortStats, problems=(404,)),
+    Route("GET", f"{_PORT}/attach", ports.get_attachment, Attachment, query=_ATTACH, problems=(404, 409)),
+    Route("GET", f"{ROOT}/events", events.stream_events, EventStream, query=_STREAM, problems=(503,), stream=True),
+    Route("GET", f"{ROOT}/stats", switch.get_stats, Totals),
+    Route("GET", f"{ROOT}/perf", switch.get_perf, Page[WorkerPerf], query=PAGING),
+    Route("GET", "/healthz", switch.get_healthz, Status),
+    Route("GET", "/readyz", switch.get_readyz, Status, problems=(503,)),
+    Route("GET", "/version", switch.get_version, Info),
 )

@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, RootModel, Tag
 
-from pvswitch.model import Bridge, Change, Port, PortState
+from pvswitch.model import (
+    AfPacketPort,
+    AnyPort,
+    Bridge,
+    Change,
+    PortState,
+    Revision,
+    TapPort,
+    VhostUserPort,
+    port_type,
+)
 from pvswitch.values import Name
 
 T = TypeVar("T")
@@ -47,10 +57,46 @@ class BridgeResource(Bridge, Named):
     """A bridge's configuration."""
 
 
-class PortResource(Port, Named):
-    """A port's configuration, and what it is doing."""
+_State = Annotated[PortState, Field(json_schema_extra={"readOnly": True})]
 
-    state: PortState = Field(json_schema_extra={"readOnly": True})
+
+class VhostUserPortResource(VhostUserPort, Named):
+    """A vhost-user port's configuration, and what it is doing."""
+
+    state: _State
+
+
+class TapPortResource(TapPort, Named):
+    """A tap's configuration, and what it is doing."""
+
+    state: _State
+
+
+class AfPacketPortResource(AfPacketPort, Named):
+    """The configuration of a port of type af_packet, and what it is doing."""
+
+    state: _State
+
+
+PORT_RESOURCES: dict[str, type[VhostUserPortResource] | type[TapPortResource] | type[AfPacketPortResource]] = {
+    "vhost-user": VhostUserPortResource,
+    "tap": TapPortResource,
+    "af_packet": AfPacketPortResource,
+}
+AnyPortResource = Annotated[
+    Annotated[VhostUserPortResource, Tag("vhost-user")]
+    | Annotated[TapPortResource, Tag("tap")]
+    | Annotated[AfPacketPortResource, Tag("af_packet")],
+    Discriminator(port_type),
+]
+
+
+class PortResource(RootModel[AnyPortResource]):
+    """A port's configuration, by its type, and what it is doing."""
+
+
+class PortBody(RootModel[AnyPort]):
+    """A port's configuration, by its type."""
 
 
 class StaticEntryBody(BaseModel):
@@ -66,6 +112,16 @@ class PlanResult(BaseModel):
 
     changes: list[Change]
     disruptive: bool
+
+
+class MergePatch(RootModel[dict[str, JsonValue]]):
+    """Keys to change (RFC 7396): what is not named stays, null goes back to the default, or removes."""
+
+
+class RevisionResource(Revision):
+    """A revision with its whole configuration, as it was then."""
+
+    config: dict[str, JsonValue]
 
 
 class Attachment(BaseModel):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pvswitch.controller import plan
 from pvswitch.errors import ApplyError
@@ -13,6 +14,7 @@ from pvswitch.model import (
     PortState,
     PortStats,
     SwitchConfig,
+    VhostUserPort,
     WorkerPerf,
     link_message,
 )
@@ -36,6 +38,9 @@ class FakeDataplane:
                 raise ApplyError(f"port {name} cannot listen: make its folder writable", change.pointer)
         return new
 
+    async def undo(self, prepared: object) -> None:
+        self.calls.append("undo")
+
     async def commit(self, prepared: object) -> None:
         assert isinstance(prepared, SwitchConfig)
         self.calls.append("commit")
@@ -46,8 +51,12 @@ class FakeDataplane:
 
     def port_state(self, name: str) -> PortState:
         port = self.config.ports[name]
-        reason = LinkReason.WAITING_FOR_FRONTEND if port.enabled else LinkReason.ADMIN_DOWN
-        message = link_message(reason, name, self.config.port_socket(name))
+        if isinstance(port, VhostUserPort):
+            socket, interface, waits = self.config.port_socket(name), "", LinkReason.WAITING_FOR_FRONTEND
+        else:
+            socket, interface, waits = Path(), port.ifname, LinkReason.INTERFACE_MISSING
+        reason = waits if port.enabled else LinkReason.ADMIN_DOWN
+        message = link_message(reason, name, socket, interface=interface)
         return PortState(link="down", reason=reason, message=message)
 
     def port_stats(self, name: str) -> PortStats:
@@ -75,6 +84,12 @@ class FakeDataplane:
         ]
         self.learned[bridge] = kept
         return len(before) - len(kept)
+
+    def fdb_count(self, bridge: str) -> int:
+        return len(self.fdb(bridge))
+
+    def lost(self) -> dict[str, int]:
+        return {"events": 3}
 
     def totals(self) -> dict[str, int]:
         return {"rx_packets": 7, "ports": len(self.config.ports)}

@@ -16,11 +16,15 @@ def fdb(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"bridges": {"br0": {"fdb": list(entries)}}, "ports": {"vm1": {}}}
 
 
+def tap(**settings: Any) -> dict[str, Any]:
+    return {"ports": {"t": {"type": "tap", "ifname": "tap0", **settings}}}
+
+
 # What it is -> (document, places, a part of the first message)
 MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "unknown key": ({"portz": {}}, ["portz"], "did you mean `ports`"),
     "unknown key, nothing close": ({"zzz": 1}, ["zzz"], "unknown key"),
-    "state_dir": ({"state_dir": "/x"}, ["state_dir"], "not available in this version"),
+    "state_dir": ({"state_dir": "x"}, ["state_dir"], "absolute path"),
     "relative path": ({"runtime_dir": "run"}, ["runtime_dir"], "absolute path"),
     "control characters": ({"socket_dir": "/a\nb"}, ["socket_dir"], "control characters"),
     "number as mode": ({"socket_mode": 660}, ["socket_mode"], "in quotes"),
@@ -29,7 +33,28 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "listen beyond loopback": ({"api": {"listen": "0.0.0.0:80"}}, ["api.listen"], "token"),
     "listen without a port": ({"api": {"listen": "127.0.0.1"}}, ["api.listen"], "address and a port"),
     "listen on port 70000": ({"api": {"listen": "127.0.0.1:70000"}}, ["api.listen"], "address and a port"),
-    "tokens": ({"api": {"tokens_file": "/t"}}, ["api.tokens_file"], "not available"),
+    "tokens without a port": ({"api": {"tokens_file": "/t"}}, ["api.tokens_file"], "set `api.listen` too"),
+    "tls without a port": ({"api": {"tls": {"cert": "/c", "key": "/k"}}}, ["api.tls"], "set `api.listen` too"),
+    "tls without its key": (
+        {"api": {"listen": "127.0.0.1:1", "tls": {"cert": "/c"}}},
+        ["api.tls.key"],
+        "is missing",
+    ),
+    "tls with another key": (
+        {"api": {"listen": "127.0.0.1:1", "tls": {"cert": "/c", "key": "/k", "certs": "/x"}}},
+        ["api.tls.certs"],
+        "did you mean `cert`",
+    ),
+    "tokens in a wrong place": (
+        {"api": {"listen": "0.0.0.0:1", "tokens_file": "t"}},
+        ["api.tokens_file"],
+        "absolute path",
+    ),
+    "tokens for a wrong address": (
+        {"api": {"listen": "everywhere:1", "tokens_file": "/t"}},
+        ["api.listen"],
+        "address and a port",
+    ),
     "workers": ({"datapath": {"workers": 17}}, ["datapath.workers"], "at most 16"),
     "workers as text": ({"datapath": {"workers": "2"}}, ["datapath.workers"], "whole number"),
     "no worker": ({"datapath": {"workers": 0}}, ["datapath.workers"], "at least 1"),
@@ -78,9 +103,65 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "port name": ({"ports": {"-vm": {}}}, ["ports.-vm"], "not a name"),
     "long port name": ({"ports": {"v" * 64: {}}}, ["ports." + "v" * 64], "not a name"),
     "1025 ports": ({"ports": {f"p{i}": {} for i in range(1025)}}, ["ports"], "at most 1024"),
-    "port type": (ports(type="tap"), ["ports.vm1.type"], "`tap` is not available"),
-    "unknown port type": (ports(type="tapp"), ["ports.vm1.type"], "'vhost-user'"),
-    "tap's key": (ports(ifname="tap0"), ["ports.vm1.ifname"], "not available"),
+    "port type": (ports(type="vxlan", vni=1, dst_port=1), ["ports.vm1.type"], "`vxlan` is not available"),
+    "unknown port type": (
+        ports(type="tapp", ifname="t"),
+        ["ports.vm1.type"],
+        "one of `vhost-user`, `tap`, `af_packet`",
+    ),
+    "wrong type, and more": (
+        ports(type="tapp", ifname="t", mtu=1, bridge="br9"),
+        ["ports.vm1.type", "ports.vm1.mtu", "ports.vm1.bridge"],
+        "must be one of",
+    ),
+    "type as number": (ports(type=1), ["ports.vm1.type"], "must be one of"),
+    "tap's key": (ports(ifname="tap0"), ["ports.vm1.ifname"], "a key of tap and af_packet ports"),
+    "tap's key in vain": (ports(type="vhost-user", addresses=[]), ["ports.vm1.addresses"], "a key of tap ports"),
+    "vhost-user's key": (tap(socket="/s"), ["ports.t.socket"], "a key of vhost-user ports"),
+    "af_packet's queues": (
+        ports(type="af_packet", ifname="e", queues=2),
+        ["ports.vm1.queues"],
+        "a key of vhost-user and tap ports",
+    ),
+    "tunnel's key": (tap(vni=1), ["ports.t.vni"], "`vni` is not available"),
+    "tap's typo": (tap(adresses=[]), ["ports.t.adresses"], "did you mean `addresses`"),
+    "no ifname": (ports(type="tap"), ["ports.vm1.ifname"], "is missing"),
+    "no ifname, and more": (
+        ports(type="af_packet", bridge="br9"),
+        ["ports.vm1.bridge", "ports.vm1.ifname"],
+        "no bridge 'br9'",
+    ),
+    "long ifname": (tap(ifname="i" * 16), ["ports.t.ifname"], "1 to 15 bytes"),
+    "ifname of many bytes": (tap(ifname="é" * 8), ["ports.t.ifname"], "1 to 15 bytes"),
+    "ifname that the kernel completes": (tap(ifname="tap%d"), ["ports.t.ifname"], "`%`"),
+    "ifname with a space": (tap(ifname="tap 0"), ["ports.t.ifname"], "without spaces"),
+    "ifname of dots": (tap(ifname=".."), ["ports.t.ifname"], "1 to 15 bytes"),
+    "ifname of the kernel": (tap(ifname="all"), ["ports.t.ifname"], "keeps it for itself"),
+    "empty ifname": (tap(ifname=""), ["ports.t.ifname"], "1 to 15 bytes"),
+    "netns": (tap(netns="a/b"), ["ports.t.netns"], "below /run/netns, or an absolute path"),
+    "17 queues of a tap": (tap(queues=17), ["ports.t.queues"], "at most 16"),
+    "address without length": (tap(addresses=["192.0.2.1"]), ["ports.t.addresses[0]"], "prefix length"),
+    "no address": (tap(addresses=["192.0.2.1/24", "x/24"]), ["ports.t.addresses[1]"], "prefix length"),
+    "address of a group": (tap(addresses=["ff02::1/64"]), ["ports.t.addresses[0]"], "unicast"),
+    "address twice": (tap(addresses=["fd00::1/64", "FD00::0:1/64"]), ["ports.t.addresses[1]"], "listed already"),
+    "mtu beyond a tap's": (tap(mtu=65522), ["ports.t.mtu"], "at most 65521"),
+    "promisc as number": (ports(type="af_packet", ifname="e", promisc=1), ["ports.vm1.promisc"], "true or false"),
+    "same interface": (
+        {
+            "ports": {
+                "a": {"type": "tap", "ifname": "x", "netns": "n"},
+                "b": {"type": "tap", "ifname": "x"},
+                "c": {"type": "af_packet", "ifname": "x", "netns": "/var/run/netns/n"},
+            }
+        },
+        ["ports.c.ifname"],
+        "port 'a' already",
+    ),
+    "ports named as types": (
+        {"ports": {"tap": {"mtu": 1}, "af_packet": {"type": "af_packet", "tap": 1, "ifname": "x"}}},
+        ["ports.tap.mtu", "ports.af_packet.tap"],
+        "at least 68",
+    ),
     "vlan_mode": (ports(vlan_mode="access"), ["ports.vm1.vlan_mode"], "`vlan_mode` is not available"),
     "mode": (ports(mode="both"), ["ports.vm1.mode"], "'server' or 'client'"),
     "no queues": (ports(queues=0), ["ports.vm1.queues"], "at least 1"),

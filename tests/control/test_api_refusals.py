@@ -129,10 +129,9 @@ async def test_wrong_queries(switch: Switch, path: str, pointer: str) -> None:
         ("DELETE", f"{V1}/bridges/br9", 404),
         ("DELETE", f"{FDB}/0/52:54:00:00:00:99", 404),
         ("GET", f"{V1}/bridges/br0/vlans", 404),
-        ("GET", f"{V1}/config/revisions", 404),
-        ("GET", "/metrics", 404),
+        ("GET", f"{V1}/config/revisions/99", 404),
         ("POST", f"{V1}/ports", 405),
-        ("PATCH", f"{V1}/config", 405),
+        ("POST", "/metrics", 405),
         ("DELETE", f"{V1}/config", 405),
         ("TRACE", f"{V1}/ports", 405),
     ],
@@ -233,24 +232,38 @@ JUNK = st.recursive(
     ),
 )
 def test_no_body_is_an_internal_error(path: str, raw: bytes, tmp_path_factory: Any) -> None:
-    """Straight through the application, without a socket: many bodies, quickly."""
+    """Without the fixture: many bodies, quickly."""
     import asyncio
 
-    from aiohttp.test_utils import TestClient, TestServer
+    from aiohttp import web
 
     from pvswitch.api.app import make_app
     from pvswitch.api.schemas import Info
+    from pvswitch.api.server import ApiServer
     from pvswitch.controller import Controller
+    from pvswitch.events import Events
+    from pvswitch.revisions import Revisions
     from pvswitch.validation import parse
     from tests.control.fake import FakeDataplane
 
     async def ask() -> int:
         config = parse({"runtime_dir": "/r", "ports": {"vm1": {}}})
         dataplane = FakeDataplane(config=config)
-        app = make_app(Controller(dataplane, config), dataplane, Info(version="0", pid=1, started=""))
-        async with TestClient(TestServer(app)) as client:
-            response = await client.put(f"{V1}{path}", data=raw, headers=ANY)
-            await response.read()
-            return response.status
+        with Revisions(tmp_path_factory.mktemp("state")) as revisions:
+            controller = Controller(dataplane, config, revisions)
+            app = make_app(controller, dataplane, revisions, Events(), Info(version="0", pid=1, started=""))
+            return await answer(app)
+
+    async def answer(app: web.Application) -> int:
+        socket = tmp_path_factory.mktemp("api") / "api.sock"
+        server = ApiServer(app, socket)
+        await server.start()
+        try:
+            async with aiohttp.ClientSession("http://switch", connector=aiohttp.UnixConnector(str(socket))) as client:
+                response = await client.put(f"{V1}{path}", data=raw, headers=ANY)
+                await response.read()
+                return response.status
+        finally:
+            await server.close()
 
     assert asyncio.run(ask()) in (200, 201, 400, 409, 422)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvswitch.attach import Guest, libvirt_xml, parse_version, port_mac, qemu_lines, qemu_text
+from pvswitch.attach import Guest, NoVmPort, libvirt_xml, parse_version, port_mac, qemu_lines, qemu_text
 from pvswitch.validation import parse
 
 CONFIG = parse(
@@ -107,3 +107,12 @@ def test_macs_are_local_unicast_and_stable(name: str) -> None:
 
 def test_macs_differ() -> None:
     assert len({port_mac(f"vm{i}") for i in range(1024)}) == 1024
+
+
+@pytest.mark.parametrize("kind", ["tap", "af_packet"])
+def test_a_port_that_is_an_interface_has_no_lines(kind: str) -> None:
+    config = parse({"ports": {"up0": {"type": kind, "ifname": "eth7"}}})
+    with pytest.raises(NoVmPort, match=f"'up0' has type {kind}"):
+        qemu_lines(config, "up0", Guest())
+    with pytest.raises(NoVmPort, match=f"'up0' has type {kind}"):
+        libvirt_xml(config, "up0")

@@ -4,56 +4,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import grp
-import io
 import json
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pvswitch import cli, client
+from pvswitch import client, show
+from tests.control.command import Command, run
 from tests.control.conftest import MAC, Switch
 from tests.control.malformed import MALFORMED
-
-
-@dataclass
-class Result:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-def run(*arguments: str) -> Result:
-    """Run the command as the entry point does, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pvswitch", *arguments])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = cli.main()
-    return Result(status, out.getvalue(), err.getvalue())
-
-
-Command = Callable[..., Awaitable[Result]]
-
-
-@pytest.fixture
-def pv(switch: Switch) -> Command:
-    """Give the command, on the running switch; it has a thread of its own, as the API has the event loop."""
-
-    async def command(*arguments: str) -> Result:
-        return await asyncio.to_thread(run, "--api", f"unix:{switch.socket}", *arguments)
-
-    return command
 
 
 async def test_show_without_argument_is_the_ports(pv: Command) -> None:
@@ -145,11 +110,31 @@ async def test_apply_shows_the_difference_first(pv: Command, switch: Switch, tmp
     document["ports"]["vm2"]["mtu"] = 9000
     file.write_text(json.dumps(document))
     dry = await pv("apply", str(file), "--dry-run")
-    assert (dry.status, dry.out) == (0, "change port vm2: mtu 1500 -> 9000\n")
+    assert (dry.status, dry.out) == (0, "DISRUPTIVE  CHANGE\nno          change port vm2: mtu 1500 -> 9000\n")
     assert switch.controller.config.ports["vm2"].mtu == 1500
     assert (await pv("apply", str(file))).out == dry.out
     assert switch.controller.config.ports["vm2"].mtu == 9000
     assert (await pv("apply", str(file))).out == "no difference\n"
+
+
+@pytest.mark.parametrize("arguments", [("apply", "{file}"), ("apply", "--revision", "1")])
+async def test_apply_changes_nothing_when_somebody_else_was_faster(
+    pv: Command, switch: Switch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(json.dumps(switch.controller.config.document()))
+    await pv("port", "set", "vm2", "mtu=9000")
+
+    def looked_at(*_: object) -> None:
+        with client.Client(f"unix:{switch.socket}") as other:
+            other.patch_port("vm1", {"mtu": 1400})
+
+    monkeypatch.setattr(show, "difference", looked_at)
+    result = await pv(*(str(file) if word == "{file}" else word for word in arguments))
+    assert (result.status, result.out, result.err.count("\n")) == (1, "", 1)
+    assert "repeat the command" in result.err
+    ports = switch.controller.config.ports
+    assert (ports["vm1"].mtu, ports["vm2"].mtu) == (1400, 9000)
 
 
 async def test_apply_gives_the_switchs_errors_their_lines(pv: Command, switch: Switch, tmp_path: Path) -> None:
@@ -185,7 +170,7 @@ async def test_refusals_are_one_line_with_status_1(pv: Command, switch: Switch) 
     etag = switch.controller.etag
     for arguments, message in (
         (("port", "set", "vm1", "mtu=big"), "ports.vm1.mtu: must be a whole number"),
-        (("port", "set", "vm9", "mtu=1500"), "there is no port 'vm9': `pvswitch show ports` lists them"),
+        (("port", "set", "vm9", "mtu=1500"), "there is no port 'vm9'"),
         (("port", "add", "x", "br9"), "ports.x.bridge: there is no bridge 'br9': declare it"),
         (("port", "del", "vm9"), "there is no port 'vm9'"),
         (("fdb", "add", "br0", "01:00:5e:00:00:01", "vm1"), "bridges.br0.fdb[0].mac: is a multicast"),
@@ -218,7 +203,6 @@ async def test_refusals_are_one_line_with_status_1(pv: Command, switch: Switch) 
         ("fdb", "add", "br0"),
         ("fdb", "flush", "br0", "--vid", "4095"),
         ("check",),
-        ("run", "--resume"),
     ],
 )
 async def test_usage_errors_have_status_2(pv: Command, arguments: tuple[str, ...]) -> None:
@@ -259,18 +243,22 @@ def test_no_permission_names_the_group(tmp_path: Path, monkeypatch: pytest.Monke
     assert result.err.count("\n") == 1
 
 
-def test_watch_ends_by_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames: list[int] = []
+@pytest.mark.parametrize(("form", "separator"), [("table", "\n\n"), ("json", "\n"), ("yaml", "---\n")])
+def test_watch_on_a_pipe_prints_one_after_the_other(monkeypatch: pytest.MonkeyPatch, form: str, separator: str) -> None:
+    waits: list[float] = []
 
-    def sleep(_: float) -> None:
-        frames.append(1)
-        if len(frames) == 3:
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(client.Client, "call", lambda self, use: {"items": [], "next": None})
-    assert run("show", "ports", "--watch").status == 0
-    assert len(frames) == 3
+    monkeypatch.setattr(client.Client, "ports", lambda self: [])
+    result = run("show", "ports", "--watch", "-n", "0.5", "-f", form)
+    assert (result.status, waits) == (130, [0.5] * 3)
+    assert result.out.count(separator) == 3
+    if form == "json":
+        assert [json.loads(line) for line in result.out.splitlines()] == [{"items": [], "next": None}] * 3
 
 
 def test_help_is_quick_to_import() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from pvswitch.controller import Controller, StaleError, etag_of, plan
 from pvswitch.errors import ApplyError
 from pvswitch.model import Plan, SwitchConfig
+from pvswitch.revisions import Revisions
 from pvswitch.validation import parse
 from tests.control.fake import FakeDataplane
 from tests.control.test_model import documents
@@ -66,6 +67,31 @@ def test_what_ends_a_connection_is_said(settings: dict[str, Any], keys: tuple[st
     assert ("connection ends" in change.detail) is disruptive
 
 
+@pytest.mark.parametrize(
+    ("settings", "keys", "disruptive"),
+    [
+        ({"addresses": ["192.0.2.2/24"], "mtu": 1400}, {"mtu", "addresses"}, False),
+        ({"queues": 2}, {"queues"}, True),
+        ({"netns": "lab"}, {"netns"}, True),
+        ({"ifname": "tap1"}, {"ifname"}, True),
+        ({"type": "af_packet"}, {"type", "promisc"}, True),
+    ],
+)
+def test_what_opens_an_interface_anew_is_said(settings: dict[str, Any], keys: set[str], disruptive: bool) -> None:
+    tap = {"bridge": "a", "type": "tap", "ifname": "tap0"}
+    (change,) = plan(config(ports={"vm1": tap}), config(ports={"vm1": {**tap, **settings}})).changes
+    assert (set(change.keys), change.disruptive) == (keys, disruptive)
+    assert ("its interface is opened anew" in change.detail) is disruptive
+
+
+def test_a_port_that_becomes_another_type() -> None:
+    tap = {"bridge": "a", "type": "tap", "ifname": "tap0"}
+    (change,) = plan(config(), config(ports={"vm1": tap})).changes
+    assert change.disruptive
+    assert "type vhost-user -> tap" in change.detail
+    assert "its VM's connection ends" in change.detail
+
+
 @given(documents(), documents())
 def test_a_plan_leads_from_old_to_new(old: dict[str, Any], new: dict[str, Any]) -> None:
     before, after = parse(old), parse(new)
@@ -81,16 +107,16 @@ def test_a_plan_leads_from_old_to_new(old: dict[str, Any], new: dict[str, Any]) 
     assert names == {f"#/bridges/{name}" for name in after.bridges} | {f"#/ports/{name}" for name in after.ports}
 
 
-async def test_start_begins_from_nothing() -> None:
+async def test_start_begins_from_nothing(revisions: Revisions) -> None:
     dataplane = FakeDataplane()
-    difference = await Controller(dataplane, config()).start()
+    difference = await Controller(dataplane, config(), revisions).start()
     assert {change.op for change in difference.changes} == {"add"}
     assert dataplane.calls == ["prepare", "commit", "retire"]
 
 
-async def test_a_failed_prepare_leaves_all_as_it_was() -> None:
+async def test_a_failed_prepare_leaves_all_as_it_was(revisions: Revisions) -> None:
     dataplane = FakeDataplane(broken={"vm2"})
-    controller = Controller(dataplane, config())
+    controller = Controller(dataplane, config(), revisions)
     etag = controller.etag
     with pytest.raises(ApplyError) as caught:
         await controller.apply(config(ports={"vm2": {"bridge": "a"}}))
@@ -99,18 +125,18 @@ async def test_a_failed_prepare_leaves_all_as_it_was() -> None:
     assert dataplane.calls == ["prepare"]
 
 
-async def test_a_dry_run_changes_nothing() -> None:
+async def test_a_dry_run_changes_nothing(revisions: Revisions) -> None:
     dataplane = FakeDataplane()
-    controller = Controller(dataplane, config())
+    controller = Controller(dataplane, config(), revisions)
     difference = await controller.apply(config(ports={}), dry_run=True)
     assert steps(difference) == [("remove", "#/ports/vm1", True)]
     assert controller.config == config()
     assert dataplane.calls == []
 
 
-async def test_no_difference_touches_nothing() -> None:
+async def test_no_difference_touches_nothing(revisions: Revisions) -> None:
     dataplane = FakeDataplane()
-    await Controller(dataplane, config()).apply(config())
+    await Controller(dataplane, config(), revisions).apply(config())
     assert dataplane.calls == []
 
 
@@ -124,16 +150,16 @@ async def test_no_difference_touches_nothing() -> None:
         {"api": {"socket": "/s"}},
     ],
 )
-async def test_what_takes_a_restart_is_refused(changes: dict[str, Any]) -> None:
+async def test_what_takes_a_restart_is_refused(changes: dict[str, Any], revisions: Revisions) -> None:
     dataplane = FakeDataplane()
     with pytest.raises(ApplyError, match="restart") as caught:
-        await Controller(dataplane, config()).apply(config(**changes))
+        await Controller(dataplane, config(), revisions).apply(config(**changes))
     assert caught.value.pointer == f"#/{next(iter(changes))}"
     assert dataplane.calls == []
 
 
-async def test_a_stale_etag_is_refused() -> None:
-    controller = Controller(FakeDataplane(), config())
+async def test_a_stale_etag_is_refused(revisions: Revisions) -> None:
+    controller = Controller(FakeDataplane(), config(), revisions)
     with pytest.raises(StaleError):
         await controller.edit(lambda _: config(ports={}), if_match=["0"])
     await controller.edit(lambda _: config(ports={}), if_match=["0", controller.etag])
@@ -159,9 +185,9 @@ class SlowDataplane(FakeDataplane):
         self.ended.set()
 
 
-async def test_one_change_at_a_time_and_none_is_lost() -> None:
+async def test_one_change_at_a_time_and_none_is_lost(revisions: Revisions) -> None:
     dataplane = SlowDataplane()
-    controller = Controller(dataplane, config())
+    controller = Controller(dataplane, config(), revisions)
 
     def add(name: str) -> Any:
         return lambda now: parse({**now.document(), "ports": {**now.document()["ports"], name: {"bridge": "a"}}})
@@ -174,9 +200,9 @@ async def test_one_change_at_a_time_and_none_is_lost() -> None:
     assert dataplane.calls == ["prepare", "commit", "retire"] * 5
 
 
-async def test_closing_waits_for_an_edit_under_way() -> None:
+async def test_closing_waits_for_an_edit_under_way(revisions: Revisions) -> None:
     dataplane = SlowDataplane()
-    controller = Controller(dataplane, config())
+    controller = Controller(dataplane, config(), revisions)
     edit = asyncio.create_task(controller.apply(config(ports={})))
     await dataplane.began.wait()
     closing = asyncio.create_task(controller.close())
@@ -189,9 +215,9 @@ async def test_closing_waits_for_an_edit_under_way() -> None:
     await edit
 
 
-async def test_a_cancelled_caller_does_not_stop_a_change_halfway() -> None:
+async def test_a_cancelled_caller_does_not_stop_a_change_halfway(revisions: Revisions) -> None:
     dataplane = SlowDataplane()
-    controller = Controller(dataplane, config())
+    controller = Controller(dataplane, config(), revisions)
     task = asyncio.create_task(controller.apply(config(ports={})))
     await dataplane.began.wait()
     task.cancel()

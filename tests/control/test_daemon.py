@@ -16,7 +16,9 @@ from pvswitch.errors import PvswitchError
 
 def test_a_processor_that_is_not_there(tmp_path: Path) -> None:
     lab = tmp_path / "lab.yaml"
-    lab.write_text(f"runtime_dir: {tmp_path}/run\ndatapath: {{workers: 2, cpus: [0, 1023]}}\n")
+    lab.write_text(
+        f"runtime_dir: {tmp_path}/run\nstate_dir: {tmp_path}/state\ndatapath: {{workers: 2, cpus: [0, 1023]}}\n"
+    )
     code = "import sys; from pvswitch.cli import main; sys.exit(main())"
     words = [sys.executable, "-c", code, "run", "-c", str(lab)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)

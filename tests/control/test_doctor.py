@@ -32,6 +32,14 @@ def test_a_link_that_is_up_needs_nothing(path: Path) -> None:
     assert "VERSION_1" in finding.message
 
 
+def test_a_tap_has_an_interface_and_no_socket() -> None:
+    tap = {"name": "up0", "type": "tap", "ifname": "tap0"}
+    (finding,) = diagnose([tap | {"state": {"link": "up"}}])
+    assert finding.message == "link up; interface: tap0"
+    (finding,) = diagnose([tap | {"state": {"link": "down", "reason": "interface_missing", "message": "no tap0: x"}}])
+    assert (finding.ok, finding.message) == (False, "interface_missing: no tap0: x")
+
+
 def test_the_switchs_own_sentence_comes_first(path: Path) -> None:
     path.unlink()
     first, second = diagnose([port(path, reason="waiting_for_frontend", message="no VM: start one")])

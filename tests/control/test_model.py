@@ -9,15 +9,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from pvswitch import model
 from pvswitch.controller import etag_of
 from pvswitch.errors import InvalidDocument
-from pvswitch.model import LinkReason, Port, SwitchConfig, link_message
+from pvswitch.model import AfPacketPort, AnyPort, LinkReason, SwitchConfig, TapPort, VhostUserPort, link_message
 from pvswitch.validation import parse
 from tests.control.malformed import MALFORMED
 
@@ -54,10 +56,10 @@ def test_defaults_are_filled_in() -> None:
 
 
 def test_models_made_in_python_are_filled_in_too() -> None:
-    config = SwitchConfig(runtime_dir=Path("/r"), ports={"vm1": Port(mtu=9000)})
+    config = SwitchConfig(runtime_dir=Path("/r"), ports={"vm1": VhostUserPort(mtu=9000)})
     assert config.port_socket("vm1") == Path("/r/ports/vm1.sock")
     with pytest.raises(pydantic.ValidationError):
-        SwitchConfig(ports={"vm1": Port(bridge="nowhere")})
+        SwitchConfig(ports={"vm1": VhostUserPort(bridge="nowhere")})
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -84,6 +86,72 @@ def test_waiting_is_said_by_who_connects() -> None:
     reason = LinkReason.WAITING_FOR_FRONTEND
     assert "server=on,wait=off" in link_message(reason, "vm1", "/x.sock", mode="client")
     assert "server=on" not in link_message(reason, "vm1", "/x.sock")
+
+
+def test_where_the_state_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert parse({}).state_dir == Path("/var/lib/pvswitch")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/lab")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert parse({}).state_dir == Path("/home/lab/.local/state/pvswitch")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert parse({}).state_dir == Path("/state/pvswitch")
+    assert parse({"state_dir": "/elsewhere"}).document()["state_dir"] == "/elsewhere"
+
+
+def test_uplinks_are_filled_in() -> None:
+    ports = parse(
+        {
+            "ports": {
+                "t": {
+                    "type": "tap",
+                    "ifname": "tap0",
+                    "netns": "/var/run/netns/lab",
+                    "addresses": ["2001:DB8::0:1/64"],
+                },
+                "p": {"type": "af_packet", "ifname": "eth1", "netns": "/proc/7/ns//net"},
+            }
+        }
+    ).ports
+    tap, packet = ports["t"], ports["p"]
+    assert isinstance(tap, TapPort)
+    assert (tap.bridge, tap.queues, tap.netns, tap.addresses) == ("br0", 1, "lab", ("2001:db8::1/64",))
+    assert isinstance(packet, AfPacketPort)
+    assert (packet.promisc, packet.netns) == (True, "/proc/7/ns/net")
+
+
+def test_only_a_vhost_user_port_has_a_socket() -> None:
+    config = parse({"ports": {"t": {"type": "tap", "ifname": "tap0"}}})
+    assert "socket" not in config.document()["ports"]["t"]
+    with pytest.raises(KeyError):
+        config.port_socket("t")
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        {},
+        {"type": "vhost-user", "mode": "client"},
+        {"type": "tap", "ifname": "tap0", "addresses": ["192.0.2.1/24"]},
+        {"type": "af_packet", "ifname": "eth1", "promisc": False},
+        {"type": "tap"},
+        {"type": "tap", "ifname": "tap 0"},
+        {"type": "tap", "ifname": "tap0", "socket": "/s"},
+        {"type": "af_packet", "ifname": "eth1", "queues": 1},
+        {"type": "vxlan"},
+        {"ifname": "tap0"},
+        {"queues": 17},
+    ],
+)
+def test_the_schema_of_ports_says_what_is_taken(port: dict[str, Any]) -> None:
+    validator = jsonschema.Draft202012Validator(TypeAdapter(AnyPort).json_schema())
+    try:
+        parse({"ports": {"x": port}})
+    except InvalidDocument:
+        assert not validator.is_valid(port)
+    else:
+        assert validator.is_valid(port)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:8080", "[::1]:8080", "127.8.8.8:1"])
@@ -140,6 +208,14 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         | draw(st.fixed_dictionaries({}, optional={"rxq_affinity": st.lists(st.integers(0, 3), max_size=2)}))
         for name in draw(st.lists(NAMES, max_size=5, unique=True))
     }
+    for i, port in enumerate(ports.values()):
+        kind = draw(st.sampled_from(["vhost-user", "vhost-user", "tap", "af_packet"]))
+        if kind != "vhost-user":
+            for key in ("queues", "mode", "rxq_affinity"):
+                port.pop(key, None)
+            port |= {"type": kind, "ifname": f"if{i}"}
+            port |= draw(st.fixed_dictionaries({}, optional={"netns": st.sampled_from(["lab", "/run/netns/x", "/n"])}))
+            port["mtu"] = min(port.get("mtu", 1500), 65521)
     static = {
         bridge: [
             {"mac": f"02:00:00:00:00:{i:02x}", "port": name}
@@ -172,6 +248,11 @@ JUNK = st.recursive(
     | st.builds(lambda junk: {"ports": {"vm1": junk}, "bridges": {"br0": junk}}, JUNK)
     | st.builds(lambda junk: {"datapath": {"workers": junk, "cpus": [junk]}}, JUNK)
     | st.builds(lambda junk: {"ports": {"vm1": {"rxq_affinity": [junk, 0], "queues": junk}}}, JUNK)
+    | st.builds(
+        lambda junk, kind: {"ports": {"x": {"type": kind, "ifname": junk, "netns": junk, "addresses": [junk]}}},
+        JUNK,
+        st.sampled_from(["tap", "af_packet"]) | JUNK,
+    )
     | st.builds(lambda junk: {"bridges": {"br0": {"fdb": [junk, {"port": junk, "mac": junk}]}}}, JUNK)
 )
 def test_junk_is_refused_in_words_or_taken(document: dict[str, Any]) -> None:

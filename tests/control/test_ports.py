@@ -14,8 +14,9 @@ import pytest
 from pvswitch.controller import Controller
 from pvswitch.datapath import BridgeView, Datapath, PortView
 from pvswitch.guest import DRIVER_FEATURES, Guest
-from pvswitch.model import LinkReason, Port
+from pvswitch.model import LinkReason, VhostUserPort
 from pvswitch.ports import Ports
+from pvswitch.revisions import Revisions
 from pvswitch.validation import parse
 from pvswitch.vhost_port import offer_for
 from pvswitch.vhost_user.features import Feature
@@ -38,7 +39,8 @@ class Lab:
         self.datapath = Datapath(workers=3)
         self.ports = Ports(self.datapath)
         self.settings: dict[str, dict[str, Any]] = {"a": {}, "b": {"mode": "client"}, "c": {}}
-        self.controller = Controller(self.ports, parse(self.document()))
+        self.revisions = Revisions(folder / "state")
+        self.controller = Controller(self.ports, parse(self.document()), self.revisions)
 
     def document(self) -> dict[str, Any]:
         return {"runtime_dir": str(self.folder), "datapath": {"workers": 3}, "ports": self.settings}
@@ -68,6 +70,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     (tmp_path / "ports").mkdir()
     async with contextlib.AsyncExitStack() as stack:
         lab = Lab(tmp_path, stack)
+        stack.callback(lab.revisions.close)
         lab.datapath.start()
         stack.callback(lab.datapath.close)
         stack.push_async_callback(lab.ports.close)
@@ -90,15 +93,15 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     ],
 )
 def test_offloads_that_are_switched_off(features: dict[str, bool], missing: set[str]) -> None:
-    every = {flag.name.lower() for flag in Feature if flag.name and offer_for(Port()).features & flag}
+    every = {flag.name.lower() for flag in Feature if flag.name and offer_for(VhostUserPort()).features & flag}
     assert every >= CSUM | TSO | USO | {"mq", "protocol_features"}
     assert not every & {"guest_ufo", "host_ufo", "ring_packed", "log_all", "mtu"}
-    offered = offer_for(Port.model_validate({"features": features})).features
+    offered = offer_for(VhostUserPort.model_validate({"features": features})).features
     assert {flag.name.lower() for flag in Feature if flag.name and offered & flag} == every - missing
 
 
 def test_multiqueue_is_offered_where_there_are_several_queues() -> None:
-    one, two = offer_for(Port(queues=1)), offer_for(Port(queues=2))
+    one, two = offer_for(VhostUserPort(queues=1)), offer_for(VhostUserPort(queues=2))
     assert (one.queue_pairs, one.features & Feature.MQ) == (1, 0)
     assert (two.queue_pairs, two.features & Feature.MQ) == (2, Feature.MQ)
 
@@ -162,9 +165,9 @@ async def test_new_ports_wait_for_old_ones_to_be_closed(lab: Lab, monkeypatch: p
         await close(port)
         order.append("closed")
 
-    def listening(port: Any) -> None:
+    async def listening(port: Any) -> None:
         order.append("begun")
-        listen(port)
+        await listen(port)
 
     monkeypatch.setattr(type(old), "close", closing)
     monkeypatch.setattr(type(old), "listen", listening)

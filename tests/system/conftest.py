@@ -29,7 +29,7 @@ from pvswitch.vm import (
 )
 from tests.conftest import RequirePeer, missing_peer
 from tests.system.testpmd import hugepages
-from tests.system.traffic import build_traffic
+from tests.system.traffic import Host, build_traffic
 
 StartSwitch = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[SwitchProcess]]
 
@@ -148,14 +148,14 @@ async def boot_all(switch: SwitchProcess, *machines: Machine) -> None:
         await switch.wait_link(machine.name)
 
 
-async def icmp_counters(machine: Machine) -> dict[str, int]:
-    """What the guest's kernel has counted of ICMP (SNMP's names)."""
+async def icmp_counters(machine: Host) -> dict[str, int]:
+    """What a host's kernel has counted of ICMP (SNMP's names)."""
     lines = (await machine.check("grep ^Icmp: /proc/net/snmp")).splitlines()
     names, values = (line.split()[1:] for line in lines)
     return {name: int(value) for name, value in zip(names, values, strict=True)}
 
 
-async def ping(source: Machine, target: Machine, address: str, *, count: int, size: int) -> None:
+async def ping(source: Host, target: Host, address: str, *, count: int, size: int) -> None:
     """Ping `target`, which has `address`, every 10 ms: each request and each reply must arrive.
 
     What the kernels at both ends have counted says, when one is missing, where it was lost.
@@ -170,7 +170,7 @@ async def ping(source: Machine, target: Machine, address: str, *, count: int, si
     assert f"{count} packets transmitted, {count} received, 0% packet loss" in output, seen
 
 
-async def transfer(source: Machine, target: Machine, address: str, *, megabytes: int = 10) -> None:
+async def transfer(source: Host, target: Host, address: str, *, megabytes: int = 10) -> None:
     """Send noise over TCP from `source`, which has `address` (IPv6 in brackets); both ends must see one SHA-256."""
     await source.check(f"mkdir -p /www; dd if=/dev/urandom of=/www/noise bs=1M count={megabytes} 2>&1")
     await source.check("netstat -ltn | grep -q :80 || httpd -p 80 -h /www")

@@ -15,6 +15,7 @@ from pvswitch.controller import Controller
 from pvswitch.datapath import Datapath, Event, Fdb
 from pvswitch.guest import Guest
 from pvswitch.ports import Ports
+from pvswitch.revisions import Revisions
 from pvswitch.validation import parse
 from tests.wire.lab import frame, until
 
@@ -34,13 +35,15 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     datapath = Datapath()
     datapath.start()
     ports = Ports(datapath)
-    controller = Controller(ports, parse(document(tmp_path)))
+    revisions = Revisions(tmp_path / "state")
+    controller = Controller(ports, parse(document(tmp_path)), revisions)
     await controller.start()
     ports.start()
     yield controller, ports, datapath
     await controller.close()
     await ports.close()
     datapath.close()
+    revisions.close()
 
 
 async def test_a_broken_port_is_noticed_though_its_event_was_lost(lab: Lab) -> None:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every type of port is to the rest of the switch: its life, its link state, what there is to see.
+
+`Ports` holds `SwitchPort`s and knows nothing of sockets, rings or interfaces. The order of a port's life: `bind`
+(everything that can fail), `listen` (others may come to it), any number of `configure` with `renew` behind it where
+that says so, `close`. `tick` is called once a second. Implemented by `vhost_port.py` and `uplink_port.py`, on the
+event loop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import structlog
+
+from pvswitch.datapath import DatapathHandle
+from pvswitch.model import AnyPort, LinkReason, PortState, QueueStats
+
+log = structlog.get_logger(__name__)
+
+
+class SwitchPort(ABC):
+    """One port of the switch, from `bind()` to `close()`."""
+
+    def __init__(self, name: str, handle: DatapathHandle, on_link: Callable[[SwitchPort], None]) -> None:
+        """`handle` is the port's in the core; `on_link` is called when the link goes up or down."""
+        self.name = name
+        self.handle = handle
+        self.link_up = False
+        self._on_link = on_link
+
+    @abstractmethod
+    async def bind(self) -> None:
+        """Make everything that can fail. Raises PvswitchError or OSError; `close` is due even then."""
+
+    @abstractmethod
+    async def listen(self) -> None:
+        """Begin to work; what goes wrong from here on is the port's state."""
+
+    @abstractmethod
+    def suits(self, port: AnyPort) -> bool:
+        """Return whether this port can take over a changed configuration; otherwise it is replaced as a whole."""
+
+    @abstractmethod
+    def configure(self, port: AnyPort) -> bool:
+        """Take over a changed configuration that suits; return whether `renew` has to follow."""
+
+    @abstractmethod
+    async def renew(self) -> None:
+        """Carry out what `configure` could not do at once; what goes wrong is the port's state."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of everything and free the handle; the tables must not name the port any more."""
+
+    @abstractmethod
+    def tick(self) -> None:
+        """Look after what nobody tells of."""
+
+    @abstractmethod
+    def link(self) -> tuple[LinkReason | None, str | None]:
+        """Return why the link is down, None when it is up; and what to do, where there is something to do."""
+
+    @abstractmethod
+    def state(self) -> PortState:
+        """Return what the API shows of this port."""
+
+    @abstractmethod
+    def queue_stats(self) -> list[QueueStats]:
+        """Return the counters of its queues, the switch's view."""
+
+    def refresh(self) -> None:
+        """Look at the link again, and tell when it went up or down."""
+        reason, message = self.link()
+        if (reason is None) != self.link_up:
+            self.link_up = reason is None
+            log.info("link up" if self.link_up else "link down", port=self.name, reason=reason, message=message)
+            self._on_link(self)
