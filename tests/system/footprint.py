@@ -33,3 +33,18 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU time that all threads of the process have used, to the nanosecond (schedstat of proc(5))."""
     tasks = (Path("/proc") / str(pid) / "task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Return what is left of a program that ran with TMPDIR=`folder`: processes that it or others started, and folders.
+
+    Processes are shown by their command lines. Where there is none there is no network namespace either.
+    """
+    found = [str(path) for path in folder.glob("pvswitch-*")]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TMPDIR={folder}" in (process / "environ").read_text(errors="replace").split("\0"):
+                found.append((process / "cmdline").read_text(errors="replace").replace("\0", " "))
+        except OSError:  # gone, or not ours to look at
+            continue
+    return found

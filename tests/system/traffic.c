@@ -7,13 +7,16 @@
 //     traffic udp-ask ADDRESS PORT ROUNDS DATAGRAMS SIZE [gso]
 //                                            in each round sends DATAGRAMS of SIZE bytes, with `gso` in one call that
 //                                            the kernel or the device cuts up (UDP_SEGMENT), and waits for every echo
+//     traffic frame-send INTERFACE HEX...    sends Ethernet frames as they are
 //
 // IPv4 and IPv6; addresses are numeric. Built with -static by traffic.py, so that it runs in a guest of busybox alone.
 // Exit status: 0 done, 1 what was printed.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/udp.h>
+#include <netpacket/packet.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -30,6 +33,8 @@ enum {
     DATAGRAM_MAX = 65507, // what UDP carries
     SOCKET_BUFFER = 4 << 20,
     ECHO_SECONDS = 20,
+    FRAMES_MAX = 64,
+    FRAME_MAX = 65549, // an Ethernet header and what IPv4 can be long
 };
 
 struct address {
@@ -240,6 +245,34 @@ udp_ask(char **arguments)
     (void)printf("%u datagrams there and back\n", rounds * datagrams);
 }
 
+static size_t
+unhex(const char *text, uint8_t *data, size_t room)
+{
+    size_t length = strlen(text) / 2;
+    if (length > room)
+        fail("a frame of %zu bytes can't be", length);
+    for (size_t i = 0; i < length; i++) {
+        unsigned byte;
+        if (sscanf(text + 2 * i, "%2x", &byte) != 1)
+            fail("%s is not hexadecimal", text);
+        data[i] = (uint8_t)byte;
+    }
+    return length;
+}
+
+static void
+frame_send(char **arguments)
+{
+    static uint8_t frame[FRAME_MAX];
+    struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(arguments[0]) };
+    checked(to.sll_ifindex == 0 ? -1 : 0, arguments[0]);
+    int fd = checked(socket(AF_PACKET, SOCK_RAW, 0), "socket");
+    for (char **text = arguments + 1; *text != NULL; text++) {
+        size_t length = unhex(*text, frame, sizeof(frame));
+        checked((int)sendto(fd, frame, length, 0, (struct sockaddr *)&to, sizeof(to)), "sendto");
+    }
+}
+
 int
 main(int count, char **arguments)
 {
@@ -252,6 +285,7 @@ main(int count, char **arguments)
         { "tcp-recv", 2, 2, tcp_recv },
         { "udp-echo", 1, 1, udp_echo },
         { "udp-ask", 5, 6, udp_ask },
+        { "frame-send", 2, 1 + FRAMES_MAX, frame_send },
     };
     for (size_t i = 0; count > 1 && i < sizeof(modes) / sizeof(*modes); i++) {
         if (strcmp(arguments[1], modes[i].name) == 0 && count - 2 >= modes[i].fewest && count - 2 <= modes[i].most) {

@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP streams and UDP rounds between guests, of which every byte is checked (traffic.c)."""
+"""TCP streams and UDP rounds between hosts, of which every byte is checked, and frames as they are (traffic.c)."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-
-from pvswitch.vm import Machine
+from typing import Protocol
 
 SOURCE = Path(__file__).with_name("traffic.c")
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-static")
 LISTENING = "for i in $(seq 100); do netstat -{kind}ln | grep -q ':{port} ' && exit; sleep 0.1; done; exit 1"
 
 
+class Host(Protocol):
+    """What takes commands: a guest (`Machine`), or a host on the far side of an uplink (`FarHost`)."""
+
+    name: str
+
+    async def run(self, command: str, seconds: float = ...) -> tuple[int, str]:
+        """Run a shell command; return its exit status and its output."""
+
+    async def check(self, command: str, seconds: float = ...) -> str:
+        """Run a command that must succeed; return its output."""
+
+
 def build_traffic(compiler: str, folder: Path) -> Path:
-    """Compile traffic.c for guests; return the program."""
+    """Compile traffic.c for hosts; return the program."""
     program = folder / "traffic"
     subprocess.run([compiler, *FLAGS, "-o", program, SOURCE], check=True)
     return program
@@ -24,7 +36,7 @@ def build_traffic(compiler: str, folder: Path) -> Path:
 class TcpStream:
     """One TCP connection of numbered words, which go from `source` to `target` until one of them ends."""
 
-    def __init__(self, source: Machine, target: Machine, address: str, port: int, rate: int) -> None:
+    def __init__(self, source: Host, target: Host, address: str, port: int, rate: int) -> None:
         """`address` is the target's, `rate` the bytes per second: what guests don't spend on it, they have for us."""
         self._source = source
         self._target = target
@@ -61,7 +73,7 @@ class TcpStream:
 
 
 async def udp_rounds(
-    source: Machine, target: Machine, address: str, *, rounds: int, datagrams: int, size: int, gso: bool
+    source: Host, target: Host, address: str, *, rounds: int, datagrams: int, size: int, gso: bool
 ) -> None:
     """Let `source` send rounds of datagrams to `target`, which has `address`: each must come back whole.
 
@@ -73,3 +85,8 @@ async def udp_rounds(
     words = f"traffic udp-ask {address} 7 {rounds} {datagrams} {size} {'gso' if gso else ''}"
     output = await source.check(words, seconds=100)
     assert f"{rounds * datagrams} datagrams there and back" in output
+
+
+async def send_frames(source: Host, interface: str, frames: Sequence[bytes]) -> None:
+    """Let `source` send frames as they are, from the destination's address on."""
+    await source.check(f"traffic frame-send {interface} {' '.join(frame.hex() for frame in frames)}")
