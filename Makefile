@@ -17,7 +17,7 @@ help:
 	@echo 'test     everything: lint, C tests under sanitizers, Python and system tests'
 	@echo 'test-c   C tests alone      test-py  Python and system tests alone'
 	@echo 'lint     checkers alone     format   reformat Python and C'
-	@echo 'fuzz     the fuzzers        bench    cycles per packet, and TCP between VMs, next to peers'
+	@echo 'fuzz     the fuzzers        bench    cycles per packet, TCP between VMs and to the host, next to peers'
 	@echo 'clean    remove what was built'
 
 packages-build packages-demo packages-test: packages-%:

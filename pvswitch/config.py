@@ -52,7 +52,10 @@ class Source:
 
     def error(self, error: InvalidDocument) -> ConfigError:
         """Return the errors of the document as errors of this file."""
-        return ConfigError(str(self.path), [self.problem(item) for item in error.errors])
+        problems = [self.problem(item) for item in error.errors]
+        if error.omitted:
+            problems.append(ConfigProblem(0, 0, "", f"{error.omitted} more values are wrong: mend these first"))
+        return ConfigError(str(self.path), problems)
 
 
 def load(path: Path) -> SwitchConfig:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol
 
 from pvswitch.errors import ApplyError, PvswitchError
@@ -23,16 +23,13 @@ from pvswitch.events import MAX_CHANGES, ConfigEvent, Events, changed_resources
 from pvswitch.model import (
     Change,
     ConfigModel,
-    FdbEntry,
     Plan,
     Port,
-    PortState,
-    PortStats,
     Revision,
     SwitchConfig,
-    WorkerPerf,
 )
 from pvswitch.revisions import Revisions
+from pvswitch.state import FdbEntry, PortState, PortStats, WorkerPerf
 
 
 class Dataplane(Protocol):
@@ -56,8 +53,11 @@ class Dataplane(Protocol):
     def port_stats(self, name: str) -> PortStats:
         """Return a port's counters."""
 
-    def fdb(self, bridge: str) -> list[FdbEntry]:
-        """Return a bridge's addresses, static ones included."""
+    def fdb(self, bridge: str) -> Iterable[FdbEntry]:
+        """Return a bridge's addresses, static ones included; they may change while they are looked at."""
+
+    def fdb_entry(self, bridge: str, vid: int, mac: str) -> FdbEntry | None:
+        """Return what a bridge knows of one address, or None."""
 
     def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
         """Forget dynamic entries that match everything given; return how many."""
@@ -136,7 +136,7 @@ def _removed(kind: str, name: str, *, disruptive: bool) -> Change:
 
 def _changed(kind: str, old: dict[str, Any], new: dict[str, Any], disruptive: frozenset[str]) -> Iterator[Change]:
     for name, after in new.items():
-        if (before := old.get(name)) is None or before == after:
+        if (before := old.get(name)) is None or before is after or before == after:
             continue
         # Ports of different types have different keys.
         keys = tuple(key for key in type(after).model_fields if getattr(before, key, None) != getattr(after, key))

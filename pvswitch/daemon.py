@@ -4,7 +4,7 @@
 `run()` is what `pvswitch run` calls. Order of the start: folders, poll threads, ports, API; a failure anywhere undoes
 what came before and is one sentence on stderr with exit status 1. The end (SIGTERM, SIGINT) is the reverse: no socket
 file, thread, task or process is left. SIGHUP rereads the file and replaces the whole configuration, logging the
-difference; a bad file changes nothing.
+difference; a bad file changes nothing. A signal that comes during the start is heeded as soon as the switch runs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import structlog
 import uvloop
@@ -43,6 +44,8 @@ from pvswitch.values import MAX_CPU
 
 log = structlog.get_logger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def run(config_path: Path | None = None, *, resume: bool = False, verbose: bool = False) -> int:
     """Run the switch in the foreground until a signal ends it; return the exit status: 0 or 1.
@@ -63,13 +66,13 @@ def run(config_path: Path | None = None, *, resume: bool = False, verbose: bool 
 async def serve(config: SwitchConfig, config_path: Path | None, *, resume: bool = False) -> None:
     """Serve `config` until SIGTERM or SIGINT. Raises PvswitchError when the start fails."""
     _raise_descriptor_limit()
-    with Revisions(config.state_dir) as revisions:
+    with _Signals() as signals, Revisions(config.state_dir) as revisions:
         if resume:
             config = _resumed(revisions, config, config_path)
-        await _serve(config, config_path, revisions)
+        await _serve(config, config_path, revisions, signals)
 
 
-async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revisions) -> None:
+async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revisions, signals: _Signals) -> None:
     _make_folders(config)
     access = Access(config.api.tokens_file)
     tls = None if config.api.tls is None else Tls(config.api.tls.cert, config.api.tls.key)
@@ -106,7 +109,11 @@ async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revi
         notifier.ready(_status(controller))
         notifier.watch(lambda: _pulses(datapath))
         keys = [reader for reader in (access, tls) if reader is not None]
-        await _until_ended(controller, config_path, notifier, keys)
+        while await signals.next() == {signal.SIGHUP}:
+            notifier.reloading()
+            _reload_keys(keys)
+            await _reload(controller, config_path)
+            notifier.ready(_status(controller))
         log.info("switch ending")
         notifier.stopping()
 
@@ -200,38 +207,35 @@ def _ranges(numbers: Iterable[int]) -> str:
 # ---- signals ----
 
 
-async def _until_ended(
-    controller: Controller, config_path: Path | None, notifier: Notifier, keys: Sequence[Access | Tls]
-) -> None:
-    """Wait for SIGTERM or SIGINT; reload at each SIGHUP, one after the other."""
-    wake = asyncio.Event()
-    seen: list[signal.Signals] = []
+class _Signals:
+    """The signals that reload or end the switch: none is lost, and none cuts the start or the end short."""
 
-    def remember(signum: signal.Signals) -> Callable[[], None]:
-        def note() -> None:
-            seen.append(signum)
-            wake.set()
+    def __init__(self) -> None:
+        """Heed them as a context manager."""
+        self._wake = asyncio.Event()
+        self._seen: set[signal.Signals] = set()
 
-        return note
+    def __enter__(self) -> Self:
+        """Begin to remember them."""
+        for signum in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(signum, self._note, signum)
+        return self
 
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    for signum in signals:
-        loop.add_signal_handler(signum, remember(signum))
-    try:
-        while True:
-            await wake.wait()
-            wake.clear()
-            wanted, seen = set(seen), []
-            if wanted - {signal.SIGHUP}:
-                return
-            notifier.reloading()
-            _reload_keys(keys)
-            await _reload(controller, config_path)
-            notifier.ready(_status(controller))
-    finally:
-        for signum in signals:
-            loop.remove_signal_handler(signum)
+    def __exit__(self, *_: object) -> None:
+        """Leave them to the system again."""
+        for signum in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(signum)
+
+    async def next(self) -> set[signal.Signals]:
+        """Wait for signals; return those that came since the last call."""
+        await self._wake.wait()
+        self._wake.clear()
+        seen, self._seen = self._seen, set()
+        return seen
+
+    def _note(self, signum: signal.Signals) -> None:
+        self._seen.add(signum)
+        self._wake.set()
 
 
 def _reload_keys(keys: Sequence[Access | Tls]) -> None:
@@ -248,9 +252,13 @@ async def _reload(controller: Controller, config_path: Path | None) -> None:
         log.warning("SIGHUP ignored: the switch was started without a configuration file (-c FILE)")
         return
     try:
-        plan = await controller.apply(load(config_path), actor=f"SIGHUP, {config_path}")
+        config = await asyncio.to_thread(load, config_path)  # a large file takes a while
+        plan = await controller.apply(config, actor=f"SIGHUP, {config_path}")
     except PvswitchError as error:
         log.error("reload refused, nothing was changed", file=str(config_path), error=str(error))
+        return
+    except Exception:  # as in an answer of the API: a fault in one change must not end the forwarding
+        log.exception("reload failed", file=str(config_path))
         return
     for change in plan.changes:
         log.info("reloaded", change=change.detail, disruptive=change.disruptive)
@@ -267,7 +275,10 @@ def _set_up_logging(verbose: bool) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,  # one with local variables would show tokens
+            ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -284,7 +295,9 @@ def _make_folders(config: SwitchConfig) -> None:
     """Make the folders of the sockets, open to all to enter: the sockets in them carry the permissions."""
     for folder in (config.runtime_dir, config.socket_dir):
         try:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o755)  # whatever the umask is
         except OSError as error:
             raise PvswitchError(
                 f"the folder {folder} can't be made: {error.strerror}; set runtime_dir to one that user "

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why a port has no link: one sentence for each, with the remedy.
 
-What the switch knows about a port it says in `state.message` (`model.link_message`); this adds what
+What the switch knows about a port it says in `state.message` (`state.link_message`); this adds what
 can only be seen from outside: whether the sockets are there and whom they let in. Used by
 `pvswitch doctor`, on the machine of the switch.
 """

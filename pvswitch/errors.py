@@ -51,12 +51,17 @@ class FieldError:
 
 
 class InvalidDocument(PvswitchError):
-    """A document is not a valid configuration (HTTP 422); `errors` names every wrong value at once."""
+    """A document is not a valid configuration (HTTP 422); `errors` names every wrong value at once.
 
-    def __init__(self, errors: Sequence[FieldError]) -> None:
+    Only the first ones where there are too many to name; `omitted` is how many there are beyond.
+    """
+
+    def __init__(self, errors: Sequence[FieldError], omitted: int = 0) -> None:
         """`errors` is not empty."""
-        super().__init__("; ".join(f"{e.place}: {e.message}" if e.place else e.message for e in errors))
+        words = [f"{e.place}: {e.message}" if e.place else e.message for e in errors]
+        super().__init__("; ".join([*words, f"and {omitted} more"] if omitted else words))
         self.errors = tuple(errors)
+        self.omitted = omitted
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from pvswitch.errors import PvswitchError
-from pvswitch.model import Change, LinkReason
+from pvswitch.model import Change
+from pvswitch.state import LinkReason
 
 KEPT = 4096
 """Events in the ring."""

@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from pvswitch.controller import Controller, Dataplane
-from pvswitch.model import PortStats, QueueStats, WorkerPerf
+from pvswitch.state import PortStats, QueueStats, WorkerPerf
 
 SLICE = 16  # ports that are read before others have their turn
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a switch is: the configuration document, and the state that the API shows.
+"""What a switch is: the configuration document, and how it changes. What a switch does is in `state`.
 
 The configuration models are frozen: a `SwitchConfig` that exists is valid, and a change is a new
 one. Values that follow from others (paths below runtime_dir, the only bridge, br0) are filled in
@@ -13,7 +13,6 @@ from __future__ import annotations
 import grp
 import os
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -335,8 +334,10 @@ class SwitchConfig(ConfigModel):
 
 def _fill_port(name: object, port: object, implied: dict[str, object], socket_dir: object) -> object:
     """Return `port` with its bridge and socket written out where they follow from the rest."""
-    fill = dict(implied)
     by_socket = port_type(port) == "vhost-user"
+    if isinstance(port, Port) and port.bridge is not None and not (by_socket and getattr(port, "socket", None) is None):
+        return port
+    fill = dict(implied)
     if by_socket and isinstance(socket_dir, str | Path) and isinstance(name, str) and is_name(name):
         fill["socket"] = Path(socket_dir) / f"{name}.sock"
     if isinstance(port, Port):
@@ -385,169 +386,3 @@ class Revision(BaseModel):
     etag: str = Field(description="of the configuration")
     actor: str = Field(description="who wanted it")
     summary: list[str] = Field(description="the changes in words; those of many are cut short")
-
-
-# ---- state ----
-
-
-class LinkReason(StrEnum):
-    """Why a port's link is down."""
-
-    ADMIN_DOWN = "admin_down"
-    WAITING_FOR_FRONTEND = "waiting_for_frontend"
-    DRIVER_NOT_STARTED = "driver_not_started"
-    MEMORY_NOT_SHARED = "memory_not_shared"
-    FEATURES_REFUSED = "features_refused"
-    QUEUE_DISABLED = "queue_disabled"
-    INTERFACE_MISSING = "interface_missing"
-    INTERFACE_DOWN = "interface_down"
-    BROKEN = "broken"
-
-
-LINK_MESSAGES: dict[LinkReason, str] = {
-    LinkReason.ADMIN_DOWN: ("port {port} is switched off: bring it up with `pvswitch port set {port} enabled=true`"),
-    LinkReason.WAITING_FOR_FRONTEND: (
-        "no VM is connected to {socket}: start one with the lines of `pvswitch port qemu-args {port}`"
-    ),
-    LinkReason.DRIVER_NOT_STARTED: (
-        "a VM is connected, but its network driver has not started: let the guest boot and load virtio_net"
-    ),
-    LinkReason.MEMORY_NOT_SHARED: (
-        "the VM's memory is not shared with the switch: start QEMU with `share=on` on its memory backend and"
-        " `-numa node,memdev=...` (libvirt: <memoryBacking> with <access mode='shared'/>)"
-    ),
-    LinkReason.FEATURES_REFUSED: (
-        "the VM asks for virtio features that port {port} does not offer: leave them out of its `-device`, or"
-        " allow them under `features` of the port"
-    ),
-    LinkReason.QUEUE_DISABLED: ("the guest keeps its queue disabled: bring its interface up, or reload its driver"),
-    LinkReason.INTERFACE_MISSING: (
-        "interface {interface} is not there: make it, or correct `ifname` and `netns` of port {port}; the switch takes"
-        " it as soon as it appears"
-    ),
-    LinkReason.INTERFACE_DOWN: (
-        "interface {interface} is down or has no carrier: bring it and its other end up (`ip link set NAME up`; in a"
-        " namespace `ip -n NAMESPACE link set NAME up`)"
-    ),
-    LinkReason.BROKEN: "port {port} was stopped because its guest broke the ring's rules: restart the VM",
-}
-
-
-WAITING_AS_CLIENT = (
-    "no VM listens on {socket}, where the switch connects again and again: start QEMU with the lines of"
-    " `pvswitch port qemu-args {port}` (server=on,wait=off)"
-)
-
-
-def link_message(
-    reason: LinkReason,
-    port: str,
-    socket: Path | str = "",
-    detail: str = "",
-    *,
-    mode: str = "server",
-    interface: str = "",
-) -> str:
-    """Return the one sentence for `state.message`, with the remedy; `detail` is what the caller saw."""
-    waits_as_client = reason is LinkReason.WAITING_FOR_FRONTEND and mode == "client"
-    template = WAITING_AS_CLIENT if waits_as_client else LINK_MESSAGES[reason]
-    message = template.format(port=port, socket=socket, interface=interface)
-    return f"{message} ({detail})" if detail else message
-
-
-class Frontend(BaseModel):
-    """The process at the other end of a port's socket (SO_PEERCRED of unix(7))."""
-
-    pid: int
-    uid: int
-
-
-class Queues(BaseModel):
-    """Queue pairs; queues of an interface."""
-
-    offered: int = 1
-    enabled: int = Field(0, description="both rings started and enabled; of an interface: in use")
-
-
-class Memory(BaseModel):
-    """Guest memory that is mapped."""
-
-    regions: int = 0
-    bytes: int = 0
-
-
-class PortState(BaseModel):
-    """What a port is doing; read-only."""
-
-    link: Literal["up", "down"]
-    reason: LinkReason | None = Field(None, description="why the link is down")
-    message: str | None = Field(None, description="one sentence with the remedy")
-    frontend: Frontend | None = None
-    features: list[str] = Field(default_factory=list, description="virtio features the driver accepted")
-    queues: Queues = Field(default_factory=Queues)
-    memory: Memory = Field(default_factory=Memory)
-    mtu: int | None = None
-    ifindex: int | None = None
-
-
-class QueueStats(BaseModel):
-    """Counters of one ring, the switch's view: "rx" is taken from the guest, "tx" is what it receives."""
-
-    queue: int = Field(description="queue pair")
-    direction: Literal["rx", "tx"]
-    packets: int = 0
-    bytes: int = 0
-    notifications: int | None = Field(None, description="absent where there is nobody to notify: uplinks")
-    notifications_suppressed: int | None = None
-    worker: int | None = Field(None, description="who polls its pair; absent while the ring isn't started")
-
-
-class PortStats(BaseModel):
-    """Counters of one port, the switch's view: a port's tx is what its guest receives. They only grow."""
-
-    rx_packets: int = 0
-    rx_bytes: int = 0
-    rx_dropped: int = Field(0, description="the sum of rx_drops")
-    rx_errors: int = 0
-    tx_packets: int = 0
-    tx_bytes: int = 0
-    tx_dropped: int = Field(0, description="the sum of tx_drops")
-    tx_errors: int = 0
-    rx_broadcast_packets: int = 0
-    rx_multicast_packets: int = 0
-    rx_1_to_64_packets: int = 0
-    rx_65_to_127_packets: int = 0
-    rx_128_to_255_packets: int = 0
-    rx_256_to_511_packets: int = 0
-    rx_512_to_1023_packets: int = 0
-    rx_1024_to_1522_packets: int = 0
-    rx_1523_to_max_packets: int = 0
-    rx_drops: dict[str, int] = Field(default_factory=dict, description="by reason")
-    tx_drops: dict[str, int] = Field(default_factory=dict, description="by reason")
-    queues: list[QueueStats] = Field(default_factory=list)
-
-
-class FdbEntry(BaseModel):
-    """One address of a bridge's forwarding database."""
-
-    name: str = Field(description='"{vid}/{mac}"')
-    mac: str
-    vid: int
-    port: str
-    type: Literal["dynamic", "static"]
-    age: float | None = Field(None, description="seconds since its last frame; absent for static ones")
-
-
-class WorkerPerf(BaseModel):
-    """What one poll thread spends."""
-
-    name: str = Field(description='"worker0"')
-    worker: int
-    packets: int = 0
-    cycles: int = Field(0, description="TSC cycles spent on bursts")
-    cycles_per_packet: float | None = Field(None, description="absent before the first packet")
-    busy_seconds: float = Field(0.0, description="the same as time")
-    busy_share: float = Field(0.0, description="0 to 1, of the time since the start")
-    bursts: dict[str, int] = Field(default_factory=dict, description="bursts by size: lower bound -> count")
-    polls: int = 0
-    sleeps: int = 0

@@ -94,11 +94,15 @@ async def run_in_namespace(path: Path | None, call: Callable[[], T]) -> T:
 
     # A pool's thread would stay in the namespace; leaving the `with` ends this one.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns") as thread:
-        return await asyncio.get_running_loop().run_in_executor(thread, body)
+        try:
+            answer = asyncio.get_running_loop().run_in_executor(thread, body)
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "no thread can be started: raise the limit of processes") from error
+        return await answer
 
 
 def _enter(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would never be open
     try:
         if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
             code = ctypes.get_errno()

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -24,16 +24,9 @@ import structlog
 from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
-from pvswitch.model import (
-    Bridge,
-    FdbEntry,
-    PortState,
-    PortStats,
-    SwitchConfig,
-    VhostUserPort,
-    WorkerPerf,
-)
+from pvswitch.model import Bridge, SwitchConfig, VhostUserPort
 from pvswitch.netlink import Watches
+from pvswitch.state import FdbEntry, PortState, PortStats, WorkerPerf
 from pvswitch.switch_port import SwitchPort
 from pvswitch.uplink_port import UplinkPort
 from pvswitch.vhost_port import VhostPort
@@ -86,7 +79,7 @@ class Ports:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeper
         await self._datapath.publish([], [])
-        await asyncio.gather(*(port.close() for port in self._ports.values()))
+        await _each(self._ports.values(), lambda port: port.close())
         for fdb in self._fdbs.values():
             fdb.close()
         self._ports, self._fdbs, self._config = {}, {}, None
@@ -100,7 +93,10 @@ class Ports:
             for name, fdb in self._fdbs.items():
                 self._tell_aged(name, *fdb.sweep(now_ns()))
             for port in self._ports.values():
-                port.tick()
+                try:
+                    port.tick()
+                except Exception:  # else nobody would look after the others, nor after the workers
+                    log.exception("port not looked after", port=port.name)
 
     # ---- Dataplane: changes
 
@@ -115,9 +111,11 @@ class Ports:
             for name in new.ports:
                 pointer = f"#/ports/{name}"
                 prepared.ports[name] = await self._prepare_port(prepared, name)
-        except (OSError, PvswitchError) as error:
+        except BaseException as error:
             await self.undo(prepared)
-            raise ApplyError(str(error), pointer) from error
+            if isinstance(error, OSError | PvswitchError):
+                raise ApplyError(str(error), pointer) from error
+            raise
         prepared.old_ports = [p for name, p in self._ports.items() if prepared.ports.get(name) is not p]
         prepared.old_fdbs = [f for name, f in self._fdbs.items() if prepared.fdbs.get(name) is not f]
         return prepared
@@ -132,7 +130,9 @@ class Ports:
 
     async def _prepare_port(self, prepared: Prepared, name: str) -> SwitchPort:
         present = self._ports.get(name)
-        if present is not None and present.suits(prepared.config.ports[name]):
+        if present is not None and (
+            _unchanged(self._config, prepared.config, name) or present.suits(prepared.config.ports[name])
+        ):
             return present
         port = self._new_port(prepared.config, name)
         prepared.new_ports.append(port)
@@ -156,8 +156,7 @@ class Ports:
     async def undo(self, prepared: object) -> None:
         """Free what was made for a configuration that is not to be put in force."""
         assert isinstance(prepared, Prepared)
-        for port in prepared.new_ports:
-            await port.close()
+        await _each(prepared.new_ports, lambda port: port.close())
         for fdb in prepared.new_fdbs:
             fdb.close()
 
@@ -174,7 +173,7 @@ class Ports:
         await self._publish()
         # from here on: what is flushed can't be learned again by the old tables
         for name, port in self._ports.items():
-            if port.configure(prepared.config.ports[name]):
+            if not _unchanged(before, prepared.config, name) and port.configure(prepared.config.ports[name]):
                 prepared.renewed.append(port)
         self._forget(before, prepared)
         for name in self._fdbs:
@@ -182,12 +181,12 @@ class Ports:
 
     async def _publish(self) -> None:
         assert self._config is not None
-        bridges = list(self._config.bridges)
+        indices = {name: index for index, name in enumerate(self._config.bridges)}
         await self._datapath.publish(
             [
                 PortView(
                     self._ports[name].handle,
-                    bridges.index(conf.bridge or bridges[0]),
+                    indices[self._config.port_bridge(name)],
                     conf.enabled,
                     conf.mtu or 0,
                     conf.backpressure_ms if conf.on_full == "backpressure" else 0,
@@ -230,14 +229,12 @@ class Ports:
         New ports begin last: one that connects must not find a socket on which its own predecessor listens.
         """
         assert isinstance(prepared, Prepared)
-        try:
-            await asyncio.gather(
-                *(port.close() for port in prepared.old_ports), *(port.renew() for port in prepared.renewed)
-            )
-            for fdb in prepared.old_fdbs:
-                fdb.close()
-        finally:
-            await asyncio.gather(*(port.listen() for port in prepared.new_ports))
+        await asyncio.gather(
+            _each(prepared.old_ports, lambda port: port.close()), _each(prepared.renewed, lambda port: port.renew())
+        )
+        for fdb in prepared.old_fdbs:
+            fdb.close()
+        await _each(prepared.new_ports, lambda port: port.listen())
 
     # ---- Dataplane: what there is to see
 
@@ -250,20 +247,26 @@ class Ports:
         port = self._ports[name]
         return PortStats(**_stat_values(port.handle.counters()), queues=port.queue_stats())
 
-    def fdb(self, bridge: str) -> list[FdbEntry]:
-        """Return what a bridge has learned or was told; KeyError."""
-        return [
-            FdbEntry(
-                name=f"{item.vid}/{item.mac}",
-                mac=item.mac,
-                vid=item.vid,
-                port=self._names[item.port],
-                type="static" if item.static else "dynamic",
-                age=None if item.static else float(item.age),
-            )
-            for item in self._fdbs[bridge].items(now_ns())
-            if item.port in self._names
-        ]
+    def fdb(self, bridge: str) -> Iterator[FdbEntry]:
+        """Iterate over what a bridge has learned or was told; KeyError. It may change, and go, meanwhile."""
+        items = self._fdbs[bridge].items(now_ns())
+        return (self._fdb_entry(item) for item in items if item.port in self._names)
+
+    def fdb_entry(self, bridge: str, vid: int, mac: str) -> FdbEntry | None:
+        """Return what a bridge knows of an address, or None; KeyError."""
+        item = self._fdbs[bridge].lookup(_mac_bytes(mac), vid, now_ns())
+        return None if item is None or item.port not in self._names else self._fdb_entry(item)
+
+    def _fdb_entry(self, item: FdbItem) -> FdbEntry:
+        # not validated: there may be a million of them
+        return FdbEntry.model_construct(
+            name=f"{item.vid}/{item.mac}",
+            mac=item.mac,
+            vid=item.vid,
+            port=self._names[item.port],
+            type="static" if item.static else "dynamic",
+            age=None if item.static else float(item.age),
+        )
 
     def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
         """Remove the dynamic entries that match; return how many. KeyError for an unknown bridge or port."""
@@ -364,6 +367,20 @@ class Ports:
             return
         for fdb in self._fdbs.values():
             fdb.flush(port=port.handle.ref)
+
+
+async def _each(ports: Iterable[SwitchPort], step: Callable[[SwitchPort], Awaitable[None]]) -> None:
+    """Have all ports do a step at once; one that fails is logged, and keeps no other from it."""
+    ports = list(ports)
+    outcomes = await asyncio.gather(*(step(port) for port in ports), return_exceptions=True)
+    for port, outcome in zip(ports, outcomes, strict=True):
+        if outcome is not None:
+            log.error("port not closed or changed as it should be", port=port.name, exc_info=outcome)
+
+
+def _unchanged(before: SwitchConfig | None, after: SwitchConfig, name: str) -> bool:
+    """Return whether a port's settings are the very ones of before: of a thousand ports an edit changes one."""
+    return before is not None and before.ports.get(name) is after.ports[name]
 
 
 def _statics(config: SwitchConfig | None, bridge: str) -> dict[tuple[int, str], str]:

@@ -221,11 +221,19 @@ class Revisions:
 def adopted(document: Mapping[str, Any], process: SwitchConfig, keys: Iterable[str]) -> SwitchConfig:
     """Return the configuration of a revision with `keys`, which belong to the process, as `process` has them.
 
-    Raises InvalidDocument: a newer version may know better.
+    Sockets that were at their default place are at that of `socket_dir` now. Raises InvalidDocument: a newer version
+    may know better.
     """
     own = process.document()
     rest = {key: value for key, value in document.items() if key not in keys}
-    return parse({**{key: own[key] for key in keys if key in own}, **rest})
+    ports = {name: _moved(name, port, document.get("socket_dir")) for name, port in document.get("ports", {}).items()}
+    return parse({**{key: own[key] for key in keys if key in own}, **rest, "ports": ports})
+
+
+def _moved(name: str, port: Mapping[str, Any], socket_dir: object) -> dict[str, Any]:
+    """Return a port without the socket that follows from where `socket_dir` was."""
+    default = str(Path(str(socket_dir)) / f"{name}.sock")
+    return {key: value for key, value in port.items() if (key, value) != ("socket", default)}
 
 
 def _open_locked(folder: Path) -> int:

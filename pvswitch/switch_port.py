@@ -15,7 +15,8 @@ from collections.abc import Callable
 import structlog
 
 from pvswitch.datapath import DatapathHandle
-from pvswitch.model import AnyPort, LinkReason, PortState, QueueStats
+from pvswitch.model import AnyPort
+from pvswitch.state import LinkReason, PortState, QueueStats
 
 log = structlog.get_logger(__name__)
 

@@ -3,7 +3,7 @@
 
 A tap is made if it is missing, and then belongs to its descriptors: the kernel removes it with the last one, also after
 `kill -9`. One that was there before is joined, and left as it was found. A packet socket takes an interface that is
-there, and leaves it alone at the end but for having brought it up.
+there, and leaves it alone at the end but for having brought it up and switched LRO off.
 
 Everything here blocks, and so runs in the thread of `netlink.run_in_namespace`. What goes wrong is one sentence with
 the remedy. Used by `uplink_port.py`.
@@ -18,10 +18,13 @@ import platform
 import re
 import socket
 import struct
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
+
+import structlog
 
 from pvswitch.errors import PvswitchError
 from pvswitch.model import AfPacketPort, TapPort
@@ -57,8 +60,16 @@ _ETH_P_ALL = 0x0003
 _SIOCGIFINDEX = 0x8933
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+_SIOCETHTOOL = 0x8946
 _PACKET_BUFFER = 8 << 20
 _PACKET_USO_SINCE = (6, 2)  # the kernel's
+
+# linux/ethtool.h
+_ETHTOOL_GFLAGS = 0x25
+_ETHTOOL_SFLAGS = 0x26
+_ETH_FLAG_LRO = 1 << 15
+
+log = structlog.get_logger(__name__)
 
 
 class UplinkError(PvswitchError):
@@ -108,13 +119,14 @@ async def adjust(port: Uplink, opened: Opened) -> Opened:
 
 
 async def clean_up(port: Uplink, opened: Opened) -> None:
-    """Take our addresses from an interface that stays; raises UplinkError."""
+    """Take our addresses and offloads from a tap that stays; raises UplinkError."""
 
     def call() -> None:
+        fcntl.ioctl(opened.fds[0], _TUNSETOFFLOAD, 0)  # whoever opens it next may not know of them
         with Route() as route:
             route.remove_addresses(opened.link.index, opened.addresses)
 
-    if opened.addresses and not opened.made:
+    if opened.kind == "tap" and not opened.made:
         await _inside(port, call)
 
 
@@ -171,10 +183,18 @@ def _no_admin(what: str) -> str:
     return f"{what} takes CAP_NET_ADMIN: run the switch with it (systemd: AmbientCapabilities=), or as root"
 
 
+def _present(route: Route, port: Uplink) -> Link | None:
+    """Return the port's interface if there is one; UplinkError for an altname, by which it can't be followed."""
+    link = route.link(port.ifname)
+    if link is not None and link.name != port.ifname:
+        raise UplinkError(f"{where(port)} is another name of interface {link.name}: set `ifname: {link.name}`")
+    return link
+
+
 def _open_tap(port: TapPort) -> Opened:
     multiqueue, fds = port.queues > 1, []
     with Route() as route:
-        present = route.link(port.ifname)
+        present = _present(route, port)
         if present is not None:
             multiqueue = _joinable(port, present)
         try:
@@ -253,7 +273,7 @@ def _set_offloads(fd: int) -> bool:
 
 def _open_packet(port: AfPacketPort) -> Opened:
     with Route() as route:
-        link = route.link(port.ifname)
+        link = _present(route, port)
         if link is None:
             raise InterfaceMissing(_no_interface(port))
         with _explained({errno.EPERM: "packet sockets take CAP_NET_RAW: run the switch with it, or as root"}):
@@ -262,6 +282,7 @@ def _open_packet(port: AfPacketPort) -> Opened:
             for option in (_PACKET_VNET_HDR, _PACKET_AUXDATA, _PACKET_IGNORE_OUTGOING):  # the header before all else
                 sock.setsockopt(_SOL_PACKET, option, 1)
             _size_buffers(sock)
+            _switch_off_lro(sock, port)
             _bring_up(route, link)  # before bind(), which leaves an error in the socket when it is down
             sock.bind((port.ifname, _ETH_P_ALL))
             if _index_of(sock, port.ifname) != link.index:  # another has the name by now; its message is on its way
@@ -290,6 +311,24 @@ def _size_buffers(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, forced, _PACKET_BUFFER)
         except PermissionError:  # the system's limit holds for those without CAP_NET_ADMIN
             sock.setsockopt(socket.SOL_SOCKET, plain, _PACKET_BUFFER)
+
+
+def _switch_off_lro(sock: socket.socket, port: AfPacketPort) -> None:
+    """Have the card hand over segments one by one: what it has put together (LRO, unlike GRO) can't be sent on."""
+    value = array("I", (_ETHTOOL_GFLAGS, 0))  # struct ethtool_value: the command, its data
+    request = struct.pack("16sP16x", port.ifname.encode(), value.buffer_info()[0])
+    with suppress(OSError):  # an interface that can't answer has none
+        fcntl.ioctl(sock, _SIOCETHTOOL, request)
+    if value[1] & _ETH_FLAG_LRO:
+        value[0], value[1] = _ETHTOOL_SFLAGS, value[1] & ~_ETH_FLAG_LRO
+        try:
+            fcntl.ioctl(sock, _SIOCETHTOOL, request)
+        except OSError as error:
+            log.warning(
+                f"LRO stays on, and what it puts together is malformed here: `ethtool -K {port.ifname} lro off`",
+                interface=where(port),
+                error=error.strerror,
+            )
 
 
 def _index_of(sock: socket.socket, ifname: str) -> int:

@@ -19,17 +19,15 @@ from contextlib import suppress
 import structlog
 
 from pvswitch.datapath import Datapath, DatapathUplink, UplinkConf
-from pvswitch.model import (
-    MAX_PAIRS,
-    AnyPort,
+from pvswitch.model import MAX_PAIRS, AnyPort, TapPort
+from pvswitch.netlink import Link, LinkWatch, Watches, run_in_namespace
+from pvswitch.state import (
     LinkReason,
     PortState,
     Queues,
     QueueStats,
-    TapPort,
     link_message,
 )
-from pvswitch.netlink import Link, LinkWatch, Watches, run_in_namespace
 from pvswitch.switch_port import SwitchPort
 from pvswitch.uplink import InterfaceMissing, Opened, Uplink, UplinkError, adjust, clean_up, follow, open_uplink, where
 
@@ -116,14 +114,11 @@ class UplinkPort(SwitchPort):
         self._wake.set()
         if self._keeper is not None:
             await self._keeper
-        if self._opened is not None and self._there():
-            try:
-                await clean_up(self._port, self._opened)
-            except UplinkError as error:
-                log.warning("addresses not removed", port=self.name, error=str(error))
-        await self._lose()
-        await self._unfollow()
-        self.handle.close()
+        try:
+            await self._lose()
+            await self._unfollow()
+        finally:
+            self.handle.close()
 
     # ---- the interface
 
@@ -213,11 +208,16 @@ class UplinkPort(SwitchPort):
             await self._lose()
 
     async def _lose(self) -> None:
-        """Stop the queues and close the descriptors."""
+        """Stop the queues and close the descriptors; a tap that stays is left as it was found."""
         running, self._running = self._running, 0
         for index in range(running):
             with suppress(OSError):
                 await self.handle.stop_queue(index)
+        if self._opened is not None and self._there():
+            try:
+                await clean_up(self._port, self._opened)
+            except UplinkError as error:
+                log.warning("interface not left as it was", port=self.name, error=str(error))
         opened, self._opened = self._opened, None
         if opened is not None:
             async with self._watches.closing:

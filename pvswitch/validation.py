@@ -31,6 +31,8 @@ from pvswitch.model import (
 )
 from pvswitch.values import is_name
 
+MAX_ERRORS = 1000  # named at once
+
 Loc = tuple[str | int, ...]
 # Stands for a static entry with errors while the rest is checked, so that later ones keep their index.
 _PLACEHOLDER = StaticEntry.model_construct(mac="", vid=0, port="")
@@ -41,6 +43,7 @@ MESSAGES = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
     "string_type": "must be text (put it in quotes)",
+    "string_unicode": "is not text: it has half of a surrogate pair",
     "dict_type": "must be a mapping of keys to values",
     "model_type": "must be a mapping of keys to values",
     "model_attributes_type": "must be a mapping of keys to values",
@@ -57,21 +60,23 @@ MESSAGES = {
 def parse(document: object) -> SwitchConfig:
     """Return the configuration that `document` (plain dicts, lists and values) describes.
 
-    Raises InvalidDocument with every error, in the order of the document's keys.
+    Raises InvalidDocument with every error (of MAX_ERRORS at most), in the order of the document's keys.
     """
     try:
         return SwitchConfig.model_validate(document)
     except ValidationError as error:
-        errors = describe(error, SwitchConfig)
+        errors, omitted = describe(error, SwitchConfig)
     if isinstance(document, Mapping):
-        try:
-            SwitchConfig.model_validate(without(document, [error.loc for error in errors]))
-        except ValidationError as error:
-            known = {item.loc for item in errors}
-            errors += [item for item in describe(error, SwitchConfig) if known.isdisjoint(_prefixes(item.loc))]
+        if not omitted:
+            try:
+                SwitchConfig.model_validate(without(document, [error.loc for error in errors]))
+            except ValidationError as error:
+                known = {item.loc for item in errors}
+                more, omitted = describe(error, SwitchConfig)
+                errors += [item for item in more if known.isdisjoint(_prefixes(item.loc))]
         order = _positions(document)
         errors.sort(key=lambda item: order(item.loc))
-    raise InvalidDocument(errors)
+    raise InvalidDocument(errors, omitted)
 
 
 def parse_part(model: type[M], value: object, prefix: Loc) -> M:
@@ -79,18 +84,17 @@ def parse_part(model: type[M], value: object, prefix: Loc) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise InvalidDocument(
-            [FieldError((*prefix, *item.loc), item.message) for item in describe(error, model)]
-        ) from None
+        errors, omitted = describe(error, model)
+        raise InvalidDocument([FieldError((*prefix, *item.loc), item.message) for item in errors], omitted) from None
 
 
-def describe(error: ValidationError, model: type[BaseModel]) -> list[FieldError]:
-    """Return pydantic's errors in words, with places that a user knows."""
-    items = error.errors(include_url=False)
+def describe(error: ValidationError, model: type[BaseModel]) -> tuple[list[FieldError], int]:
+    """Return pydantic's errors in words, with places that a user knows, and how many there are beyond MAX_ERRORS."""
+    items = error.errors(include_url=False, include_input=False)
     untyped = {item["loc"][:-1] for item in items if _is_port_key(item["loc"]) and item["loc"][-1] == "type"}
     # Which keys a port may have is not known while its type isn't.
-    known = (item for item in items if item["type"] != "extra_forbidden" or item["loc"][:-1] not in untyped)
-    return [_describe(item, model) for item in known]
+    known = [item for item in items if item["type"] != "extra_forbidden" or item["loc"][:-1] not in untyped]
+    return [_describe(item, model) for item in known[:MAX_ERRORS]], max(0, len(known) - MAX_ERRORS)
 
 
 def _is_port_key(loc: Loc) -> bool:
@@ -180,7 +184,7 @@ def _remove(root: Any, loc: Loc) -> None:
             return
         if not isinstance(here, dict):
             return
-        key = next((key for key in here if str(key) == str(part)), None)
+        key = part if part in here else next((key for key in here if str(key) == str(part)), None)
         if last:
             if key in here:  # else the value is wrong by being missing
                 del here[key]
@@ -212,15 +216,20 @@ def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
 
 def _positions(document: Mapping[Any, Any]) -> Callable[[Loc], tuple[int, ...]]:
     """Return a sort key: the place of a loc in the document as it is written."""
+    known: dict[int, dict[str, tuple[int, Any]]] = {}  # of each mapping on the way, by its id: what is where
+
+    def entries(mapping: Mapping[Any, Any]) -> dict[str, tuple[int, Any]]:
+        if id(mapping) not in known:
+            known[id(mapping)] = {str(key): (place, value) for place, (key, value) in enumerate(mapping.items())}
+        return known[id(mapping)]
 
     def key(loc: Loc) -> tuple[int, ...]:
         here: Any = document
         path = []
         for part in loc:
             if isinstance(here, Mapping):
-                keys = [str(key) for key in here]
-                path.append(keys.index(str(part)) if str(part) in keys else len(keys))
-                here = next((value for key, value in here.items() if str(key) == str(part)), None)
+                place, here = entries(here).get(str(part), (len(here), None))
+                path.append(place)
             elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
                 path.append(part)
                 here = here[part]

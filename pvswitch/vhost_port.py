@@ -23,15 +23,14 @@ from pathlib import Path
 import structlog
 
 from pvswitch.datapath import MAX_PAIRS, Datapath, DatapathPort, MemoryRegion, RingConf
-from pvswitch.model import (
-    AnyPort,
+from pvswitch.model import AnyPort, VhostUserPort
+from pvswitch.state import (
     Frontend,
     LinkReason,
     Memory,
     PortState,
     Queues,
     QueueStats,
-    VhostUserPort,
     link_message,
 )
 from pvswitch.switch_port import SwitchPort

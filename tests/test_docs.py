@@ -11,8 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pvswitch.datapath import DROP_REASONS
-from pvswitch.model import LinkReason
 from pvswitch.process import SwitchProcess
+from pvswitch.state import LinkReason
 from pvswitch.validation import parse
 
 ROOT = Path(__file__).parent.parent

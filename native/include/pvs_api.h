@@ -192,7 +192,8 @@ int pvs_fdb_dump(pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, struct pvs_fdb
 /* Copy what `from` holds into `to` as far as it fits. */
 void pvs_fdb_copy(pvs_fdb *to, pvs_fdb *from);
 uint32_t pvs_fdb_count(const pvs_fdb *fdb);
-int pvs_fdb_lookup(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t now_ns, uint32_t *port_ref);
+/* What is known of one address; -ENOENT. */
+int pvs_fdb_lookup(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t now_ns, struct pvs_fdb_item *out);
 
 /* ---- frames for Python, both ways; events ---- */
 

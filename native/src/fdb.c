@@ -390,16 +390,6 @@ pvs_fdb_count(const struct pvs_fdb *fdb)
 }
 
 int
-pvs_fdb_lookup(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t now_ns, uint32_t *port_ref)
-{
-    struct pvs_fdb_hit hit = pvs_fdb_find(fdb, pvs_mac_load(mac), vid, (uint32_t)(now_ns / NS_PER_S));
-    if (hit.state == PVS_FDB_UNKNOWN)
-        return -ENOENT;
-    *port_ref = hit.port_ref;
-    return 0;
-}
-
-int
 pvs_fdb_set_static(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t port_ref)
 {
     uint64_t key = key_of(pvs_mac_load(mac), vid);
@@ -470,6 +460,20 @@ item_of(const struct entry *e, uint32_t now_s)
     item.age_s = fixed || (int32_t)(now_s - stamp) < 0 ? 0 : now_s - stamp;
     pvs_mac_store(item.mac, key & PVS_MAC_BROADCAST);
     return item;
+}
+
+int
+pvs_fdb_lookup(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t now_ns, struct pvs_fdb_item *out)
+{
+    uint32_t now_s = (uint32_t)(now_ns / NS_PER_S);
+
+    lock_wait(fdb);
+    struct found f = find(fdb, key_of(pvs_mac_load(mac), vid));
+    bool known = f.index != NIL && (f.is_static || !too_old(fdb, f.stamp, now_s));
+    if (known)
+        *out = item_of(&fdb->entry[f.index], now_s);
+    unlock(fdb);
+    return known ? 0 : -ENOENT;
 }
 
 int

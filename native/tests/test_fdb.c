@@ -104,15 +104,21 @@ TEST(fdb_learns_refreshes_and_moves)
 
 TEST(fdb_keeps_vids_apart)
 {
-    uint32_t old, got;
+    struct pvs_fdb_item got;
+    uint32_t old;
     open_fdb(100, 300);
     CHECK_EQ(pvs_fdb_learn(fdb, 1, 10, ref(1), 0, &old), PVS_LEARN_NEW);
     CHECK_EQ(pvs_fdb_learn(fdb, 1, 20, ref(2), 0, &old), PVS_LEARN_NEW);
     CHECK_EQ(pvs_fdb_lookup(fdb, mac_bytes(1), 10, 0, &got), 0);
-    CHECK_EQ(got, ref(1));
-    CHECK_EQ(pvs_fdb_lookup(fdb, mac_bytes(1), 20, 0, &got), 0);
-    CHECK_EQ(got, ref(2));
+    CHECK_EQ(got.port_ref, ref(1));
+    CHECK_EQ(pvs_fdb_lookup(fdb, mac_bytes(1), 20, ns(7), &got), 0);
+    CHECK_EQ(pvs_mac_load(got.mac), 1);
+    CHECK_EQ(got.vid, 20);
+    CHECK_EQ(got.age_s, 7);
+    CHECK(!got.is_static);
+    CHECK_EQ(got.port_ref, ref(2));
     CHECK_EQ(pvs_fdb_lookup(fdb, mac_bytes(1), 0, 0, &got), -ENOENT);
+    CHECK_EQ(pvs_fdb_lookup(fdb, mac_bytes(1), 10, ns(301), &got), -ENOENT);
     pvs_fdb_destroy(fdb);
 }
 

@@ -220,9 +220,9 @@ static uint32_t
 port_of(uint64_t mac)
 {
     uint8_t bytes[6];
-    uint32_t ref = 0;
+    struct pvs_fdb_item item;
     pvs_mac_store(bytes, mac);
-    return pvs_fdb_lookup(lab.fdb, bytes, 0, lab.now_ns, &ref) == 0 ? ref : 0;
+    return pvs_fdb_lookup(lab.fdb, bytes, 0, lab.now_ns, &item) == 0 ? item.port_ref : 0;
 }
 
 static int

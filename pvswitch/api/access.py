@@ -15,7 +15,7 @@ import contextlib
 import ipaddress
 import pwd
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from pvswitch.api.connection import Connection, Peer
 from pvswitch.api.problem import ApiProblem
 from pvswitch.api.tokens import Role, Tokens, read
 
-MAX_REQUESTS = 64  # under way at once; each may hold a body of 8 MiB
+MAX_REQUESTS = 64  # under way at once, on the unix socket and on TCP each; one may hold a body of 8 MiB
 MAX_FAILURES = 10  # wrong tokens of one address in a row, and after that one in FAILURE_SECONDS
 FAILURE_SECONDS = 6.0
 MAX_ADDRESSES = 1024  # remembered for their failures
@@ -97,7 +97,7 @@ class Access:
         self._file = tokens_file
         self._tokens: Tokens | None = None if tokens_file is None else read(tokens_file)
         self._failures = Failures()
-        self._under_way = 0
+        self._under_way: Counter[bool] = Counter()  # on TCP or not: the network can't lock out this machine's users
 
     def reload(self) -> None:
         """Read the tokens again; PvswitchError, and the old ones stay, when the file is of no use."""
@@ -115,22 +115,22 @@ class Access:
                 raise ApiProblem(403, f"{caller.actor} may only read: use a token with the role write")
             if request.path in streams:
                 return await handler(request)
-            with self._count():
+            with self._count(tcp="remote" in caller.who):
                 return await handler(request)
 
         return check
 
     @contextlib.contextmanager
-    def _count(self) -> Iterator[None]:
-        if self._under_way >= MAX_REQUESTS:
+    def _count(self, *, tcp: bool) -> Iterator[None]:
+        if self._under_way[tcp] >= MAX_REQUESTS:
             raise ApiProblem(
                 503, f"{MAX_REQUESTS} requests are under way: try again in a second", headers={"Retry-After": "1"}
             )
-        self._under_way += 1
+        self._under_way[tcp] += 1
         try:
             yield
         finally:
-            self._under_way -= 1
+            self._under_way[tcp] -= 1
 
     def _identify(self, request: web.Request, public: frozenset[str]) -> Caller:
         assert isinstance(request.protocol, Connection)

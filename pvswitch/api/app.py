@@ -11,6 +11,7 @@ from aiohttp import web
 from pvswitch.api import audit, openapi, pages, problem
 from pvswitch.api.access import Access
 from pvswitch.api.call import Call, Context
+from pvswitch.api.connection import HEADERS
 from pvswitch.api.request import read_query
 from pvswitch.api.routes import ROUTES, Route
 from pvswitch.api.schemas import Info
@@ -40,6 +41,7 @@ def make_app(
         events.close()
 
     app.on_shutdown.append(end_streams)
+    app.on_response_prepare.append(_add_headers)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _bind(route, context), expect_handler=_expect)
     description = json.dumps(openapi.describe(info.version))
@@ -66,6 +68,12 @@ def _bind(route: Route, context: Context) -> Callable[[web.Request], Awaitable[w
         return await route.handler(Call(**vars(context), request=request, query=query))
 
     return handle
+
+
+async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    for name, value in HEADERS.items():
+        if name not in response.headers or name == "Server":  # aiohttp has put its own there
+            response.headers[name] = value
 
 
 async def _expect(request: web.Request) -> None:

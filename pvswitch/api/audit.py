@@ -20,13 +20,6 @@ from pvswitch.metrics import Metrics
 
 _log = structlog.get_logger("pvswitch.audit")
 
-HEADERS = {
-    "Server": "pvswitch",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-}
-
 
 def middleware(metrics: Metrics) -> Middleware:
     """Return the middleware; it counts into `metrics`."""
@@ -38,9 +31,6 @@ def middleware(metrics: Metrics) -> Middleware:
         started = time.perf_counter()
         response = await handler(request)
         seconds = time.perf_counter() - started
-        if not response.prepared:
-            for name, value in HEADERS.items():
-                response.headers.setdefault(name, value)
         resource = request.match_info.route.resource
         template = "other" if resource is None else resource.canonical
         # a stream lasts as long as its client likes: that is no latency

@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from pvswitch.api.call import Call, edited, no_content, patch_resource, put_resource, reply
 from pvswitch.api.problem import ApiProblem, not_found
-from pvswitch.api.request import page, read_if_match, read_object
+from pvswitch.api.request import page, page_of_many, read_if_match, read_object
 from pvswitch.api.schemas import BridgeResource, ProblemError, StaticEntryBody
-from pvswitch.model import FdbEntry, SwitchConfig
+from pvswitch.model import SwitchConfig
+from pvswitch.state import FdbEntry
 from pvswitch.validation import parse_part
 from pvswitch.values import normalise_mac
 
 
 def _bridge(call: Call, name: str) -> BridgeResource:
-    if name not in call.config.bridges:
-        raise not_found("bridge", name)
+    _check_bridge(call, name)
     return BridgeResource.model_construct(name=name, **dict(call.config.bridges[name]))
 
 
@@ -67,18 +67,22 @@ async def delete_bridge(call: Call) -> web.Response:
 # ---- forwarding database ----
 
 
-def _entries(call: Call, query: Mapping[str, Any]) -> tuple[str, list[FdbEntry]]:
+def _entries(call: Call, query: Mapping[str, Any]) -> tuple[str, Iterator[FdbEntry]]:
     """Return the bridge of the path, and its addresses that match the query."""
     bridge = call.path("br")
-    if bridge not in call.config.bridges:
-        raise not_found("bridge", bridge)
+    _check_bridge(call, bridge)
     if (port := query.get("port")) is not None and port not in call.config.ports:
         raise ApiProblem(
             422, f"there is no port {port!r}", [ProblemError(pointer="?port", detail="there is no such port")]
         )
-    wanted = {key: query[key] for key in ("port", "vid", "type") if key in query}
+    wanted = [(key, query[key]) for key in ("port", "vid", "type") if key in query]
     entries = call.dataplane.fdb(bridge)
-    return bridge, [entry for entry in entries if all(getattr(entry, key) == value for key, value in wanted.items())]
+    return bridge, (entry for entry in entries if all(getattr(entry, key) == value for key, value in wanted))
+
+
+def _check_bridge(call: Call, name: str) -> None:
+    if name not in call.config.bridges:
+        raise not_found("bridge", name)
 
 
 def _address(call: Call) -> tuple[int, str]:
@@ -98,37 +102,39 @@ def _address(call: Call) -> tuple[int, str]:
 
 def _entry(call: Call) -> tuple[str, FdbEntry]:
     vid, mac = _address(call)
-    bridge, entries = _entries(call, {"vid": vid})
-    for entry in entries:
-        if entry.mac == mac:
-            return bridge, entry
-    raise not_found("FDB entry", f"{vid}/{mac}")
+    bridge = call.path("br")
+    _check_bridge(call, bridge)
+    entry = call.dataplane.fdb_entry(bridge, vid, mac)
+    if entry is None:
+        raise not_found("FDB entry", f"{vid}/{mac}")
+    return bridge, entry
 
 
 async def list_fdb(call: Call) -> web.Response:
     """List a bridge's addresses."""
     _, entries = _entries(call, call.query)
-    return reply(page(entries, lambda entry: f"{entry.vid:04}/{entry.mac}", call.query))
+    return reply(await page_of_many(entries, lambda entry: f"{entry.vid:04}/{entry.mac}", call.query))
 
 
 async def flush_fdb(call: Call) -> web.Response:
     """Forget the dynamic addresses that the query names; `type=static` removes static ones instead."""
     tags = read_if_match(call.request)
-    bridge, entries = _entries(call, call.query)
+    bridge, _ = _entries(call, call.query)
     if call.query.get("type") == "static":
-        doomed = {(entry.vid, entry.mac) for entry in entries}
-        await call.edit(edited(lambda document: _drop_static(document, bridge, doomed)), if_match=tags)
+        wanted = {key: call.query[key] for key in ("port", "vid") if key in call.query}
+        await call.edit(edited(lambda document: _drop_static(document, bridge, wanted)), if_match=tags)
     else:
         call.controller.check(tags)
         call.dataplane.fdb_flush(bridge, port=call.query.get("port"), vid=call.query.get("vid"))
     return no_content(call)
 
 
-def _drop_static(document: dict[str, Any], bridge: str, doomed: set[tuple[int, str]]) -> None:
+def _drop_static(document: dict[str, Any], bridge: str, wanted: Mapping[str, Any]) -> None:
+    """Remove the static addresses of a bridge in which all that is wanted is as it says."""
     settings = document["bridges"].get(bridge)
     if settings is None:
         raise not_found("bridge", bridge)
-    settings["fdb"] = [item for item in settings["fdb"] if (item["vid"], item["mac"]) not in doomed]
+    settings["fdb"] = [item for item in settings["fdb"] if any(item[key] != wanted[key] for key in wanted)]
 
 
 async def get_fdb(call: Call) -> web.Response:
@@ -167,8 +173,8 @@ async def delete_fdb(call: Call) -> web.Response:
     tags = read_if_match(call.request)
     bridge, entry = _entry(call)
     if entry.type == "static":
-        doomed = {(entry.vid, entry.mac)}
-        await call.edit(edited(lambda document: _drop_static(document, bridge, doomed)), if_match=tags)
+        wanted = {"vid": entry.vid, "mac": entry.mac}
+        await call.edit(edited(lambda document: _drop_static(document, bridge, wanted)), if_match=tags)
     else:
         call.controller.check(tags)
         call.dataplane.fdb_flush(bridge, vid=entry.vid, mac=entry.mac)

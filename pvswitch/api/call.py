@@ -94,10 +94,13 @@ def no_content(call: Call) -> web.Response:
 
 
 def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[SwitchConfig], SwitchConfig]:
-    """Return an edit for the controller from a change of the plain document."""
+    """Return an edit for the controller from a change of the document.
+
+    The document is plain but for its ports: those that the change leaves as they are aren't read and judged anew.
+    """
 
     def edit(config: SwitchConfig) -> SwitchConfig:
-        document = config.document()
+        document = config.model_dump(mode="json", exclude_none=True, exclude={"ports"}) | {"ports": dict(config.ports)}
         change(document)
         return parse(document)
 
@@ -152,7 +155,10 @@ async def patch_resource(
     def patch(document: dict[str, Any]) -> None:
         if name not in document[section]:
             raise not_found(section.removesuffix("s"), name)
-        document[section][name] = merged(document[section][name], changes)
+        before = document[section][name]
+        if isinstance(before, BaseModel):
+            before = before.model_dump(mode="json", exclude_none=True)
+        document[section][name] = merged(before, changes)
 
     await call.edit(edited(patch), if_match=tags)
     return reply(show(call, name), etag=call.controller.etag)

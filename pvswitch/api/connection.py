@@ -28,6 +28,13 @@ WRITE_SECONDS = 60.0  # until the client has taken the answer
 LINGER_SECONDS = 5.0  # to read the rest of a body that was refused
 MAX_LINE = 8190  # bytes of the request line, and of one header
 MAX_HEADERS = 100
+HEADERS = {
+    "Server": "pvswitch",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+}
+"""Of every answer that doesn't say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class Connection(web.RequestHandler):
         else:
             problem = ApiProblem(400, "this is not an HTTP request that can be read")
         answer = response(problem)
+        answer.headers.update(HEADERS)
         answer.force_close()
         return answer
 
@@ -146,6 +154,7 @@ def raw_answer(problem: ApiProblem) -> bytes:
         "Content-Type": "application/problem+json; charset=utf-8",
         "Content-Length": len(body),
         "Connection": "close",
+        **HEADERS,
         **problem.headers,
     }
     lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]

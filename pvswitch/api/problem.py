@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler
 
 from pvswitch.api.schemas import Problem, ProblemError
 from pvswitch.controller import StaleError
-from pvswitch.errors import ApplyError, FieldError, InvalidDocument
+from pvswitch.errors import ApplyError, InvalidDocument
 from pvswitch.revisions import StorageError
 
 _log = structlog.get_logger(__name__)
@@ -63,12 +63,13 @@ def not_found(what: str, name: str) -> ApiProblem:
     return ApiProblem(404, f"there is no {what} {name!r}")
 
 
-def invalid(errors: Sequence[FieldError]) -> ApiProblem:
+def invalid(error: InvalidDocument) -> ApiProblem:
     """Return a 422 for a document with these errors."""
-    items = [ProblemError(pointer=error.pointer, detail=error.message) for error in errors]
-    if len(errors) == 1:
-        return ApiProblem(422, f"{errors[0].place}: {errors[0].message}".removeprefix(": "), items)
-    return ApiProblem(422, f"{len(errors)} values are wrong", items)
+    items = [ProblemError(pointer=item.pointer, detail=item.message) for item in error.errors]
+    if len(items) == 1:
+        return ApiProblem(422, str(error), items)
+    named = f": the first {len(items)} are named" if error.omitted else ""
+    return ApiProblem(422, f"{len(items) + error.omitted} values are wrong{named}", items)
 
 
 def body_of(problem: ApiProblem) -> str:
@@ -101,7 +102,7 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
     except ApiProblem as problem:
         return response(problem)
     except InvalidDocument as error:
-        return response(invalid(error.errors))
+        return response(invalid(error))
     except StaleError as error:
         return response(ApiProblem(412, str(error)))
     except ApplyError as error:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import heapq
+import itertools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +25,7 @@ BODY_SECONDS = 30.0  # from the end of the headers to the end of the body
 MAX_DEPTH = 32
 DEFAULT_LIMIT = 1000
 MAX_LIMIT = 10_000
+BATCH = 4096  # items of a large collection that are looked at before others have their turn
 PATCH_TYPES = ("application/merge-patch+json", "application/json")
 
 _ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
@@ -110,9 +113,24 @@ def read_query(request: web.Request, params: Sequence[Param]) -> dict[str, Any]:
 def page(items: Sequence[T], key: Callable[[T], str], query: Mapping[str, Any]) -> Page[T]:
     """Return the part of a collection that `limit` and `cursor` ask for, in the order of the keys."""
     after = query.get("cursor")
-    ordered = sorted((item for item in items if after is None or key(item) > after), key=key)
+    return _cut(sorted((item for item in items if after is None or key(item) > after), key=key), key, query)
+
+
+async def page_of_many(items: Iterable[T], key: Callable[[T], str], query: Mapping[str, Any]) -> Page[T]:
+    """Do the same where there may be a million: of those only a page is held, and others have their turn meanwhile."""
+    after, room = query.get("cursor"), query.get("limit", DEFAULT_LIMIT) + 1
+    first: list[T] = []
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, BATCH)):
+        fitting = [item for item in batch if after is None or key(item) > after]
+        first = heapq.nsmallest(room, [*first, *fitting], key=key)
+        await asyncio.sleep(0)
+    return _cut(first, key, query)
+
+
+def _cut(ordered: Sequence[T], key: Callable[[T], str], query: Mapping[str, Any]) -> Page[T]:
     limit = query.get("limit", DEFAULT_LIMIT)
-    part = ordered[:limit]
+    part = list(ordered[:limit])
     more = len(ordered) > limit
     return Page(items=part, next=base64.urlsafe_b64encode(key(part[-1]).encode()).decode() if more else None)
 
@@ -139,6 +157,10 @@ async def read_json(request: web.Request) -> Any:
             raw = await request.read()
     except TimeoutError:
         raise ApiProblem(408, f"the body took longer than {BODY_SECONDS:.0f} s: send it faster") from None
+    except ConnectionError:
+        raise ApiProblem(400, "the connection ended before the body did") from None
+    except web.RequestPayloadError:
+        raise ApiProblem(400, "the body can't be read: its chunks, or its Content-Encoding, are broken") from None
     try:
         value = json.loads(
             raw.decode("utf-8"),

@@ -29,7 +29,8 @@ from pvswitch.api.schemas import (
     Totals,
 )
 from pvswitch.events import TYPES, EventStream
-from pvswitch.model import MAX_PAIRS, Bridge, FdbEntry, PortStats, Revision, SwitchConfig, WorkerPerf
+from pvswitch.model import MAX_PAIRS, Bridge, Revision, SwitchConfig
+from pvswitch.state import FdbEntry, PortStats, WorkerPerf
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 

@@ -12,12 +12,12 @@ from pvswitch.model import (
     AnyPort,
     Bridge,
     Change,
-    PortState,
     Revision,
     TapPort,
     VhostUserPort,
     port_type,
 )
+from pvswitch.state import PortState
 from pvswitch.values import Name
 
 T = TypeVar("T")

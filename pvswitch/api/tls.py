@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS for the API's TCP port: a certificate and its key, looked at before anybody connects, and read again at SIGHUP.
 
-`Tls` keeps one SSLContext for the life of the switch; what `reload` has read is used by the next connection. A pair is
-tried out in memory, client against server, before it is used: that shows in one step whether the two belong
-together, are readable without a password, and are within their dates. Used by `api.server` alone.
+`Tls` holds the SSLContext of the next connection; `reload` puts another in its place once that has proved good. A
+pair is tried out in memory, client against server, before it is used: that shows in one step whether the two belong
+together, are readable without a password, and are within their dates. `api.server` serves with it, the daemon reloads.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class Tls:
 
     def reload(self) -> None:
         """Read the files again; PvswitchError, and the old pair stays, when they are of no use."""
-        self._load()
-        self.context.load_cert_chain(self._cert, self._key)
+        self.context = self._load()
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -47,7 +46,8 @@ class Tls:
             if error.reason == "KEY_VALUES_MISMATCH":
                 message = f"api.tls: {self._key} is not the key of {self._cert}: name the two that belong together"
             else:
-                message = f"api.tls: {self._cert} and {self._key} are not a certificate and its key in PEM"
+                reason = str(error.reason or error).lower().replace("_", " ")
+                message = f"api.tls: {self._cert} and {self._key} are not a certificate and its key in PEM ({reason})"
             raise PvswitchError(message) from error
         if (fault := _date_fault(context, self._cert)) is not None:
             _log.warning(f"the certificate {fault}: clients will refuse it", file=str(self._cert))
@@ -62,7 +62,10 @@ def _date_fault(server: ssl.SSLContext, cert: Path) -> str | None:
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    client.load_verify_locations(cert)
+    try:
+        client.load_verify_locations(cert)
+    except ssl.SSLError:  # what stands beside the certificate is not for a client to trust
+        return None
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
         client.wrap_bio(to_client, to_server),

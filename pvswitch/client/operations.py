@@ -30,7 +30,8 @@ from pvswitch.client.events import Event, Place, follow, once
 from pvswitch.client.faces import operation, stream
 from pvswitch.client.transport import ANY, Reply, Transport
 from pvswitch.errors import PvswitchError
-from pvswitch.model import FdbEntry, PortStats, Revision, SwitchConfig, WorkerPerf
+from pvswitch.model import Revision, SwitchConfig
+from pvswitch.state import FdbEntry, PortStats, WorkerPerf
 from pvswitch.values import ELSEWHERE
 
 __all__ = ["Config", "Operations", "PlanResult"]

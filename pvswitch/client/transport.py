@@ -10,6 +10,7 @@ from __future__ import annotations
 import grp
 import json
 import os
+import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -82,7 +83,7 @@ class Transport:
         """See `pvswitch.client.AsyncClient`."""
         self.address = address or os.environ.get("PVSWITCH_API") or _default_address()
         self.timeout = timeout
-        self._token = token or os.environ.get("PVSWITCH_TOKEN")
+        self._token = _checked(token or os.environ.get("PVSWITCH_TOKEN"))
         self._ca = ca or os.environ.get("PVSWITCH_CA")
         self._socket: Path | None = None
         self._base = self.address.rstrip("/")
@@ -137,6 +138,10 @@ class Transport:
                 f"the certificate of {self.address} is not trusted ({error.certificate_error}): name the file of its"
                 " authority with --ca or PVSWITCH_CA"
             ) from None
+        except aiohttp.ClientConnectorSSLError as error:
+            raise NotRunning(
+                f"no switch answers at {self.address} with TLS ({error.strerror}): use http:// where it has none"
+            ) from None
         except aiohttp.ClientConnectorError as error:
             raise self._no_connection(error.os_error) from None
         except TimeoutError:
@@ -174,6 +179,13 @@ def _default_address() -> str:
     from pvswitch.model import default_api_socket
 
     return f"unix:{default_api_socket()}"
+
+
+def _checked(token: str | None) -> str | None:
+    """Return a token that fits into a header, PvswitchError for another."""
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise PvswitchError("the token is not one word of plain characters: look at PVSWITCH_TOKEN or its file")
+    return token or None
 
 
 def _trust(ca: Path | str | None) -> ssl.SSLContext:

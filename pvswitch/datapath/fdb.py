@@ -69,20 +69,20 @@ class Fdb:
         return n, [_item(out[i]) for i in range(min(n, TOLD))]
 
     def items(self, at_ns: int) -> Iterator[FdbItem]:
-        """Iterate over the entries that have not expired."""
+        """Iterate over the entries that have not expired. Entries may change meanwhile; it ends when this is closed."""
         room, cursor = 512, ffi.new("uint32_t *")
         out = ffi.new("struct pvs_fdb_item[]", room)
-        while True:
+        while self._fdb is not None:
             n = lib.pvs_fdb_dump(self._fdb, at_ns, cursor, out, room)
             for i in range(n):
                 yield _item(out[i])
             if cursor[0] == 0:
                 return
 
-    def lookup(self, mac: bytes, vid: int, at_ns: int) -> int | None:
-        """Return the reference of the port that `mac` is behind, or None."""
-        out = ffi.new("uint32_t *")
-        return int(out[0]) if lib.pvs_fdb_lookup(self._fdb, mac, vid, at_ns, out) == 0 else None
+    def lookup(self, mac: bytes, vid: int, at_ns: int) -> FdbItem | None:
+        """Return what is known of an address, or None."""
+        out = ffi.new("struct pvs_fdb_item *")
+        return _item(out) if lib.pvs_fdb_lookup(self._fdb, mac, vid, at_ns, out) == 0 else None
 
     def copy_from(self, other: Fdb) -> None:
         """Take over the entries of `other` as far as they fit."""

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from pvswitch.controller import plan
 from pvswitch.errors import ApplyError
-from pvswitch.model import (
+from pvswitch.model import SwitchConfig, VhostUserPort
+from pvswitch.state import (
     FdbEntry,
     LinkReason,
     PortState,
     PortStats,
-    SwitchConfig,
-    VhostUserPort,
     WorkerPerf,
     link_message,
 )
@@ -72,6 +71,9 @@ class FakeDataplane:
             for e in self.config.bridges[bridge].fdb
         ]
         return static + self.learned.get(bridge, [])
+
+    def fdb_entry(self, bridge: str, vid: int, mac: str) -> FdbEntry | None:
+        return next((entry for entry in self.fdb(bridge) if (entry.vid, entry.mac) == (vid, mac)), None)
 
     def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
         before = self.learned.get(bridge, [])

@@ -287,6 +287,9 @@ def test_certificates_of_no_use(tmp_path: Path) -> None:
     )
     with pytest.raises(PvswitchError, match="behind a password"):
         Tls(cert, locked)
+    with cert.open("a") as file:  # a server doesn't look at it, a client would
+        file.write("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
+    Tls(cert, key)
 
 
 def test_an_expired_certificate_is_a_warning(tmp_path: Path) -> None:

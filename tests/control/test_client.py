@@ -227,6 +227,22 @@ async def test_the_token_comes_from_the_argument_or_the_environment(monkeypatch:
     assert seen == [None, "Bearer of-the-argument", "Bearer of-the-environment"]
 
 
+@pytest.mark.parametrize("token", ["two\nlines", "two words", "schlüssel"])
+def test_a_token_that_is_none(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PVSWITCH_TOKEN", token)
+    with pytest.raises(PvswitchError, match="not one word of plain characters"):
+        Client("http://127.0.0.1:1")
+
+
+async def test_tls_where_there_is_none() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async with stranger(answer) as address, AsyncClient(address.replace("http:", "https:")) as client:
+        with pytest.raises(NotRunning, match=r"with TLS .*: use http://"):
+            await client.healthz()
+
+
 async def test_a_group_of_the_switchs_machine_need_not_be_here() -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.json_response({"socket_group": "of-another-machine"})

@@ -242,6 +242,8 @@ async def streaming(switch: Switch, query: str = "", last_id: str | None = None)
     timeout = aiohttp.ClientTimeout(total=None)
     async with switch.session.get(f"http://switch{EVENTS}{query}", headers=headers, timeout=timeout) as response:
         assert (response.status, response.content_type) == (200, "text/event-stream")
+        assert response.headers.getall("Server") == ["pvswitch"]
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
         yield Stream(response)
 
 

@@ -8,6 +8,7 @@ import asyncio
 import socket
 
 import pytest
+from structlog.testing import capture_logs
 
 from pvswitch.api import access as access_module
 from pvswitch.api import connection as connection_module
@@ -33,7 +34,10 @@ V1 = "/api/v1"
 async def test_what_is_no_request_is_told_so(start: Start, request_bytes: bytes, status: int) -> None:
     api = await start()
     for unix in (False, True):
-        assert problem_of(await api.raw(request_bytes, unix=unix))[0] == status
+        answer = await api.raw(request_bytes, unix=unix)
+        assert problem_of(answer)[0] == status
+        assert b"\r\nServer: pvswitch\r\n" in answer
+        assert b"\r\nX-Content-Type-Options: nosniff\r\n" in answer
 
 
 async def test_slow_headers(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +69,23 @@ async def test_a_slow_body(start: Start, monkeypatch: pytest.MonkeyPatch) -> Non
     head = f"PUT {V1}/ports/vm9 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n".encode()
     answer = await api.raw(head, b"{")
     assert answer.startswith(b"HTTP/1.1 408 ")
+    assert "vm9" not in api.dataplane.config.ports
+
+
+async def test_bodies_that_break(start: Start) -> None:
+    api = await start()
+    head = f"PUT {V1}/ports/vm9 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    answer = await api.raw(f"{head}Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    status, body = problem_of(answer)
+    assert (status, "Content-Encoding" in body["detail"]) == (400, True)
+    with capture_logs() as logs:
+        _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(f"{head}Content-Length: 2\r\n\r\n{{".encode())
+        writer.close()
+        async with asyncio.timeout(20):
+            while not logs:
+                await asyncio.sleep(0.01)
+    assert [(entry["event"], entry["status"]) for entry in logs] == [("request", 400)]
     assert "vm9" not in api.dataplane.config.ports
 
 
@@ -112,14 +133,15 @@ async def test_too_many_requests_under_way(start: Start, monkeypatch: pytest.Mon
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(head)
     async with asyncio.timeout(20):
-        while (await api.ask("GET", "/healthz", unix=True))[0] != 503:
+        while (await api.ask("GET", "/healthz"))[0] != 503:
             await asyncio.sleep(0.01)
-        status, _, headers = await api.ask("GET", "/healthz", unix=True)
+        status, _, headers = await api.ask("GET", "/healthz")
         assert (status, headers["Retry-After"]) == (503, "1")
+        assert (await api.ask("GET", "/healthz", unix=True))[0] == 200, "the machine's own users have their own"
         writer.write(b"{}")
         assert (await reader.readline()).startswith(b"HTTP/1.1 201 ")
         writer.close()
-        while (await api.ask("GET", "/healthz", unix=True))[0] != 200:
+        while (await api.ask("GET", "/healthz"))[0] != 200:
             await asyncio.sleep(0.01)
 
 

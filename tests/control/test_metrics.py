@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from pvswitch import metrics as metrics_module
-from pvswitch.model import PortState, PortStats, QueueStats, WorkerPerf
+from pvswitch.state import PortState, PortStats, QueueStats, WorkerPerf
 from tests.control.conftest import MAC, Switch
 
 V1 = "/api/v1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,17 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from pvswitch import model
+from pvswitch.config import load
 from pvswitch.controller import etag_of
-from pvswitch.errors import InvalidDocument
-from pvswitch.model import AfPacketPort, AnyPort, LinkReason, SwitchConfig, TapPort, VhostUserPort, link_message
+from pvswitch.errors import ConfigError, InvalidDocument
+from pvswitch.model import (
+    AfPacketPort,
+    AnyPort,
+    SwitchConfig,
+    TapPort,
+    VhostUserPort,
+)
+from pvswitch.state import LinkReason, link_message
 from pvswitch.validation import parse
 from tests.control.malformed import MALFORMED
 
@@ -32,6 +41,26 @@ def test_malformed_documents_name_every_place(what: str) -> None:
     assert [error.place for error in caught.value.errors] == places
     assert message in caught.value.errors[0].message
     assert "Input should" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {f"key{i}": 1 for i in range(5000)},
+        {"ports": {"vm1": {f"key{i}": 1 for i in range(5000)}}},
+        {"ports": {"vm1": {"labels": {f"key{i:04}": i for i in range(5000)}}}},
+    ],
+)
+def test_of_too_many_errors_the_first_are_named(document: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidDocument) as caught:
+        parse(document)
+    assert (len(caught.value.errors), caught.value.omitted) == (1000, 4000)
+    assert str(caught.value).endswith("; and 4000 more")
+    file = tmp_path / "lab.yaml"
+    file.write_text(json.dumps(document))
+    with pytest.raises(ConfigError) as refused:
+        load(file)
+    assert str(refused.value).splitlines()[1000:] == [f"{file}: 4000 more values are wrong: mend these first"]
 
 
 @pytest.mark.parametrize("document", [None, [], "text", 7])

@@ -144,3 +144,10 @@ async def test_what_takes_a_restart_is_a_conflict_in_a_patch_too(switch: Switch)
     answer = await switch.ask("PATCH", CONFIG, json=patch, headers={"If-Match": "*", **MERGE})
     assert (answer.status, answer.pointers) == (409, ["#/state_dir"])
     assert "vm1" in switch.controller.config.ports
+
+
+async def test_an_edit_of_one_port_leaves_the_others_as_they_are(switch: Switch) -> None:
+    before = switch.controller.config.ports["vm2"]
+    for method, body in (("PUT", {"bridge": "br0"}), ("PATCH", {"mtu": 1400}), ("DELETE", None)):
+        assert (await switch.ask(method, f"{V1}/ports/vm1", json=body)).status < 300
+        assert switch.controller.config.ports["vm2"] is before, "judged anew: with many ports that is what takes long"

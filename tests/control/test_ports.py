@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from pvswitch import ports
 from pvswitch.controller import Controller
 from pvswitch.datapath import BridgeView, Datapath, PortView
+from pvswitch.errors import ApplyError
 from pvswitch.guest import DRIVER_FEATURES, Guest
-from pvswitch.model import LinkReason, VhostUserPort
+from pvswitch.model import AnyPort, VhostUserPort
 from pvswitch.ports import Ports
 from pvswitch.revisions import Revisions
+from pvswitch.state import LinkReason
 from pvswitch.validation import parse
-from pvswitch.vhost_port import offer_for
+from pvswitch.vhost_port import VhostPort, offer_for
 from pvswitch.vhost_user.features import Feature
 from pvswitch.vhost_user.messages import Request
 
@@ -173,6 +176,63 @@ async def test_new_ports_wait_for_old_ones_to_be_closed(lab: Lab, monkeypatch: p
     monkeypatch.setattr(type(old), "listen", listening)
     await lab.set("a", mode="client")
     assert order == ["closed", "begun"]
+
+
+async def test_an_edit_touches_only_what_has_changed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured: list[str] = []
+    configure = VhostPort.configure
+
+    def noting(port: VhostPort, settings: AnyPort) -> bool:
+        configured.append(port.name)
+        return configure(port, settings)
+
+    monkeypatch.setattr(VhostPort, "configure", noting)
+    ports = {**lab.controller.config.ports, "b": {"mode": "client", "mtu": 1400}, "d": {}}
+    await lab.controller.apply(parse({**lab.document(), "ports": ports}))
+    assert configured == ["b", "d"]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "of the test"), RuntimeError("of the test"), asyncio.CancelledError()])
+async def test_an_edit_that_fails_closes_all_that_it_opened(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    bind, close = VhostPort.bind, VhostPort.close
+
+    async def binding(port: VhostPort) -> None:
+        await bind(port)
+        if port.name == "z":
+            raise error
+
+    async def closing(port: VhostPort) -> None:
+        await close(port)
+        if port.name == "x":
+            raise RuntimeError("of the test")
+
+    monkeypatch.setattr(VhostPort, "bind", binding)
+    monkeypatch.setattr(VhostPort, "close", closing)
+    lab.settings |= {"x": {}, "y": {}, "z": {}}
+    new = parse(lab.document())
+    with pytest.raises(ApplyError if isinstance(error, OSError) else type(error)):
+        await lab.controller.apply(new)
+    assert sorted(path.name for path in (lab.folder / "ports").iterdir()) == ["a.sock", "c.sock"]
+    monkeypatch.undo()
+    await lab.controller.apply(new)
+    await lab.guest("x")
+
+
+async def test_a_port_that_fails_is_no_end_of_the_housekeeping(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def ticking(port: VhostPort) -> None:
+        looked.append(port.name)
+        if port.name == "a":
+            raise RuntimeError("of the test")
+
+    monkeypatch.setattr(VhostPort, "tick", ticking)
+    monkeypatch.setattr(ports, "WATCHDOG_SECONDS", 0.001)
+    lab.ports.start()
+    await lab.until(lambda: len(looked) >= 6)
+    assert looked[:6] == ["a", "b", "c"] * 2
 
 
 # ---- what there is to see

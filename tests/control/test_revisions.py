@@ -275,6 +275,19 @@ async def test_a_revision_of_another_version_is_a_conflict(switch: Switch, monke
     assert [change["pointer"] for change in answer.body["changes"]] == ["#/ports/vm1", "#/ports/vm2"]
 
 
+def test_sockets_at_their_default_follow_socket_dir() -> None:
+    """A revision names every socket; what takes a restart is all the same the process's."""
+    old = config(vm1={}, vm2={"socket": "/own/vm2.sock"}, up={"type": "tap", "ifname": "tap0"})
+    now = parse({"runtime_dir": "/new", "state_dir": "/s"})
+    adopted = store.adopted(old.document(), now, SwitchConfig.RESTART)
+    assert (adopted.port_socket("vm1"), adopted.port_socket("vm2")) == (
+        Path("/new/ports/vm1.sock"),
+        Path("/own/vm2.sock"),
+    )
+    assert adopted.ports["up"] == old.ports["up"]
+    assert store.adopted(old.document(), now, ("state_dir",)) == old
+
+
 async def test_a_full_disk_is_a_507(switch: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
     etag = switch.controller.etag
     with monkeypatch.context() as broken:

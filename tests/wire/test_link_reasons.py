@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pvswitch.guest import Guest, GuestError
-from pvswitch.model import LinkReason
 from pvswitch.process import SwitchProcess
+from pvswitch.state import LinkReason
 from pvswitch.vhost_user.features import Feature
 from pvswitch.vhost_user.messages import U64, Request
 from tests.wire.lab import expect, frame

@@ -54,7 +54,7 @@ async def test_a_broken_port_is_noticed_though_its_event_was_lost(lab: Lab) -> N
         await a.send(frame(b"\xff" * 6, a.mac))
 
         async def learned() -> bool:
-            return ports.totals()["ports_up"] == 1 and len(ports.fdb("br0")) == 1
+            return ports.totals()["ports_up"] == 1 and len(list(ports.fdb("br0"))) == 1
 
         await until(learned, "the guest to be learned")
         await asyncio.sleep(2.5)  # the watch for unshared memory, which looks at the link too, has ended by then
@@ -62,7 +62,7 @@ async def test_a_broken_port_is_noticed_though_its_event_was_lost(lab: Lab) -> N
         a.low.kick(1, force=True)
 
         async def noticed() -> bool:
-            return ports.totals()["ports_up"] == 0 and not ports.fdb("br0")
+            return ports.totals()["ports_up"] == 0 and not list(ports.fdb("br0"))
 
         await until(noticed, "the link to be down and its addresses forgotten")
 

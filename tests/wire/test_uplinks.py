@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,23 @@ from pvswitch.guest import Guest
 from pvswitch.model import TapPort
 from pvswitch.namespace import Namespace
 from pvswitch.netlink import Watches
-from pvswitch.uplink import adjust, open_uplink
+from pvswitch.uplink import open_uplink
 from tests.system.conftest import running_switch
 from tests.system.footprint import footprint
 from tests.wire.lab import until
-from tests.wire.uplinks import TYPE, Lab, addresses, link, namespace, receive, running_lab, wires
+from tests.wire.uplinks import (
+    TYPE,
+    Lab,
+    addresses,
+    link,
+    namespace,
+    packet,
+    receive,
+    running_lab,
+    tap,
+    veth,
+    wires,
+)
 
 HOST = "02:00:00:00:00:99"
 
@@ -42,20 +54,6 @@ async def far() -> AsyncIterator[Namespace]:
 async def lab(tmp_path: Path, far: Namespace) -> AsyncIterator[Lab]:
     async with running_lab(tmp_path) as lab:
         yield lab
-
-
-def tap(far: Namespace, **more: object) -> dict[str, object]:
-    return {"type": "tap", "ifname": "tap0", "netns": str(far.path), **more}
-
-
-def packet(far: Namespace, **more: object) -> dict[str, object]:
-    return {"type": "af_packet", "ifname": "v0", "netns": str(far.path), **more}
-
-
-async def veth(far: Namespace) -> None:
-    """v0, for the switch, and v1, up."""
-    await far.ip("link add v0 type veth peer name v1")
-    await far.ip("link set v1 up")
 
 
 # ---- frames
@@ -220,6 +218,22 @@ async def test_a_tap_that_was_there_is_joined_and_left_as_it_was(lab: Lab, far: 
     await lab.ticked("host", None)  # ip(8) may still hold it when we first look
 
 
+async def test_a_joined_tap_is_left_as_it_was_whatever_was_changed_meanwhile(lab: Lab, far: Namespace) -> None:
+    await far.ip("tuntap add tap0 mode tap multi_queue")
+    await lab.apply(host=tap(far, queues=2, addresses=["192.0.2.1/24"]))
+    await lab.apply(host=tap(far, queues=3, addresses=["192.0.2.1/24"]))
+    await lab.reason("host", None)
+    assert await addresses(far, "tap0") == {"192.0.2.1/24"}
+    await lab.apply()
+    assert await addresses(far, "tap0") == set()
+    reader = "import fcntl, struct, os; tun = os.open('/dev/net/tun', os.O_RDWR)\n"  # one that knows no offloads
+    reader += "fcntl.ioctl(tun, 0x400454CA, struct.pack('16sH22x', b'tap0', 0x1102))\n"
+    reader += "os.execvp('ethtool', ['ethtool', '-k', 'tap0'])\n"
+    features = await far.command(sys.executable, "-c", reader)
+    assert "tcp-segmentation-offload: off" in features
+    assert "tx-checksum-ip-generic: off" in features
+
+
 async def test_a_link_follows_its_interface(lab: Lab, far: Namespace) -> None:
     await veth(far)
     await lab.apply(net=packet(far), host=tap(far))
@@ -351,6 +365,11 @@ async def test_a_port_changes_its_type(lab: Lab, far: Namespace) -> None:
         (["link add x type bridge"], {"ifname": "x"}, "exists and is no tap"),
         (["tuntap add x mode tun"], {"ifname": "x"}, "exists and is no tap"),
         (["tuntap add x mode tap"], {"ifname": "x", "queues": 2}, "with a single queue"),
+        (
+            ["link add y type bridge", "link property add dev y altname other-name"],
+            {"ifname": "other-name"},
+            "is another name of interface y: set `ifname: y`",
+        ),
         ([], {"ifname": "x", "netns": "/proc/self/ns/uts"}, "is no network namespace"),
         ([], {"ifname": "x", "netns": "pvswitch-no-such"}, "there is no network namespace pvswitch-no-such"),
     ],
@@ -372,6 +391,23 @@ async def test_a_tap_that_cannot_be_had(
     assert await far.command("ip", "-br", "link") == before
 
 
+async def test_a_packet_port_cannot_follow_an_altname(lab: Lab, far: Namespace) -> None:
+    await veth(far)
+    await far.ip("link property add dev v0 altname other-name")
+    with pytest.raises(ApplyError, match="is another name of interface v0"):
+        await lab.apply(bad=packet(far, ifname="other-name"))
+
+
+@pytest.mark.parametrize("kind", [tap, packet])
+async def test_a_namespace_that_is_a_fifo_holds_nobody_up(
+    lab: Lab, far: Namespace, tmp_path: Path, kind: Callable[..., dict[str, object]]
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(ApplyError, match="is no network namespace"):
+        await asyncio.wait_for(lab.apply(bad=kind(far, netns=str(fifo))), 20)
+
+
 @pytest.mark.parametrize("queues", [1, 2])
 async def test_a_tap_that_another_has_open(lab: Lab, far: Namespace, queues: int) -> None:
     settings = TapPort.model_validate(tap(far, queues=queues))
@@ -383,32 +419,6 @@ async def test_a_tap_that_another_has_open(lab: Lab, far: Namespace, queues: int
         other.close()
     await lab.apply(good=tap(far, queues=queues))
     await lab.reason("good", None)
-
-
-@pytest.mark.parametrize(
-    ("capability", "kind", "sentence"),
-    [
-        ("net_admin", "tap", "takes CAP_NET_ADMIN"),
-        ("net_raw", "af_packet", "CAP_NET_RAW"),
-        ("sys_admin", "af_packet", "takes CAP_SYS_ADMIN"),
-    ],
-)
-async def test_missing_capabilities_are_named(far: Namespace, capability: str, kind: str, sentence: str) -> None:
-    ifname = "pvs-cap" if kind == "tap" else "lo"
-    script = (
-        "import asyncio, sys; from pvswitch.uplink import *\n"
-        "kind, ifname, netns = sys.argv[1:]\n"
-        "model = TapPort if kind == 'tap' else AfPacketPort\n"
-        "port = model.model_validate({'type': kind, 'ifname': ifname, 'netns': netns or None})\n"
-        "try: asyncio.run(open_uplink(port)).close()\n"
-        "except UplinkError as error: print(error)\n"
-    )
-    netns = str(far.path) if capability == "sys_admin" else ""
-    printed = await far.command(
-        *("setpriv", f"--bounding-set=-{capability}", f"--inh-caps=-{capability}"),
-        *(sys.executable, "-c", script, kind, ifname, netns),
-    )
-    assert sentence in printed
 
 
 # ---- nothing is left
@@ -449,15 +459,3 @@ async def until_gone(far: Namespace, ifname: str) -> None:
         return await link(far, ifname) is None
 
     await until(gone, f"{ifname} to go")
-
-
-async def test_adjusting_returns_to_what_was_when_it_fails(far: Namespace) -> None:
-    opened = await open_uplink(TapPort.model_validate(tap(far, addresses=["192.0.2.1/24"])))
-    try:
-        await far.command("sysctl", "-q", "net.ipv6.conf.tap0.disable_ipv6=1")
-        wanted = TapPort.model_validate(tap(far, addresses=["192.0.2.9/24", "2001:db8::1/64"]))
-        with pytest.raises(Exception, match="IPv6 is switched off"):
-            await adjust(wanted, opened)
-        assert await addresses(far, "tap0") == {"192.0.2.1/24"}
-    finally:
-        opened.close()

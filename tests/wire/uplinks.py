@@ -15,10 +15,11 @@ from typing import Any
 
 from pvswitch.datapath import Datapath
 from pvswitch.guest import Guest
-from pvswitch.model import PortState, SwitchConfig
+from pvswitch.model import SwitchConfig
 from pvswitch.namespace import Namespace, NamespaceMissing
 from pvswitch.netlink import run_in_namespace
 from pvswitch.ports import Ports
+from pvswitch.state import PortState
 from pvswitch.validation import parse
 from tests.conftest import missing_peer
 from tests.system.footprint import footprint
@@ -193,3 +194,19 @@ async def receive(guest: Guest, frame: bytes) -> list[bytes]:
         while (got := await guest.recv(PATIENCE)) != frame:
             before.append(got)
     return before
+
+
+def tap(far: Namespace, **more: object) -> dict[str, object]:
+    """A tap port's settings."""
+    return {"type": "tap", "ifname": "tap0", "netns": str(far.path), **more}
+
+
+def packet(far: Namespace, **more: object) -> dict[str, object]:
+    """An af_packet port's settings."""
+    return {"type": "af_packet", "ifname": "v0", "netns": str(far.path), **more}
+
+
+async def veth(far: Namespace) -> None:
+    """v0, for the switch, and v1, up."""
+    await far.ip("link add v0 type veth peer name v1")
+    await far.ip("link set v1 up")
