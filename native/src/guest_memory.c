@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -123,8 +124,9 @@ on_sigbus(int signo, siginfo_t *info, void *context)
     int saved_errno = errno;
     /* si_code <= 0: sent by a process, there is no address */
     struct pvs_region *region = info->si_code > 0 ? registry_find(info->si_addr) : NULL;
-    if (region != NULL && mmap(region->map, region->map_len, PROT_READ | PROT_WRITE,
-                               MAP_FIXED | MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE, -1, 0) != MAP_FAILED) {
+    /* the system call itself: mmap(), or what a sanitizer puts in its place, need not be safe in a signal's handler */
+    if (region != NULL && syscall(SYS_mmap, region->map, region->map_len, PROT_READ | PROT_WRITE,
+                                  MAP_FIXED | MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE, -1, 0) != -1) {
         /* relaxed: the same thread reads the latch after its burst; other readers only need it soon */
         atomic_store_explicit(&region->lost, true, memory_order_relaxed);
         atomic_store_explicit(region->port_lost, true, memory_order_relaxed);
