@@ -140,7 +140,7 @@ class Revisions:
                 self._known[number] = revision
 
     def _files(self) -> list[tuple[int, Path]]:
-        matches = ((_FILE.fullmatch(name), name) for name in os.listdir(self._fd))  # noqa: PTH208
+        matches = ((_FILE.fullmatch(name), name) for name in os.listdir(self._fd))  # noqa: PTH208 (by the locked descriptor)
         return sorted((int(match[1]), self.folder / name) for match, name in matches if match is not None)
 
     def _path(self, number: int) -> Path:

@@ -52,7 +52,7 @@ class operation(Generic[P, R]):
     def __init__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> None:
         """`function` is the coroutine function; its first argument is the client."""
         self._function = function
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]  # to mypy only callables wrap
 
     @overload
     def __get__(self, client: None, owner: object = None) -> Self: ...
@@ -81,7 +81,7 @@ class stream(Generic[P, R]):
     def __init__(self, function: Callable[Concatenate[Any, P], AsyncGenerator[R, None]]) -> None:
         """`function` is the async generator function; its first argument is the client."""
         self._function = function
-        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]  # to mypy only callables wrap
 
     @overload
     def __get__(self, client: None, owner: object = None) -> Self: ...
