@@ -36,6 +36,7 @@ from pvswitch.controller import Controller
 from pvswitch.datapath import Datapath
 from pvswitch.errors import PvswitchError
 from pvswitch.events import Events
+from pvswitch.identity import Identity
 from pvswitch.model import SwitchConfig
 from pvswitch.notify import Notifier, Pulse
 from pvswitch.ports import Ports
@@ -80,7 +81,7 @@ async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revi
         datapath = _start_datapath(config)
         stack.callback(datapath.close)
         events = Events()
-        ports = Ports(datapath, events)
+        ports = Ports(datapath, events, Identity.kept(config.state_dir))
         stack.push_async_callback(ports.close)
         controller = Controller(ports, config, revisions, events)
         stack.push_async_callback(controller.close)

@@ -161,6 +161,12 @@ class Route:
         message["index"], message["flags"], message["change"] = index, IFF_UP, IFF_UP
         self._ask(message, RTM_NEWLINK, NLM_F_ACK)
 
+    def set_mac(self, index: int, mac: str) -> None:
+        """Set an interface's hardware address."""
+        message = ifinfmsg()
+        message["index"], message["attrs"] = index, [("IFLA_ADDRESS", mac)]
+        self._ask(message, RTM_NEWLINK, NLM_F_ACK)
+
     def set_mtu(self, index: int, mtu: int) -> None:
         """Set an interface's MTU."""
         message = ifinfmsg()

@@ -24,6 +24,7 @@ import structlog
 from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
+from pvswitch.identity import Identity
 from pvswitch.model import Bridge, SwitchConfig, VhostUserPort
 from pvswitch.netlink import Watches
 from pvswitch.state import FdbEntry, PortState, PortStats, WorkerPerf
@@ -54,9 +55,13 @@ class Prepared:
 class Ports:
     """The data plane as the control plane sees it."""
 
-    def __init__(self, datapath: Datapath, events: Events | None = None) -> None:
-        """Begin empty; `datapath` is running and outlives this. What happens is told to `events`."""
+    def __init__(self, datapath: Datapath, events: Events | None = None, identity: Identity | None = None) -> None:
+        """Begin empty; `datapath` is running and outlives this. What happens is told to `events`.
+
+        The addresses of what is made follow from `identity`.
+        """
         self._datapath = datapath
+        self._identity = identity or Identity.drawn()
         self._events = events or Events()
         self._config: SwitchConfig | None = None
         self._watches = Watches()
@@ -142,7 +147,8 @@ class Ports:
     def _new_port(self, config: SwitchConfig, name: str) -> SwitchPort:
         settings = config.ports[name]
         if not isinstance(settings, VhostUserPort):
-            return UplinkPort(self._datapath, name, settings, watches=self._watches, on_link=self._on_link)
+            mac = self._identity.mac(settings.netns or "", settings.ifname)
+            return UplinkPort(self._datapath, name, settings, mac=mac, watches=self._watches, on_link=self._on_link)
         return VhostPort(
             self._datapath,
             name,

@@ -103,9 +103,12 @@ def where(port: Uplink) -> str:
     return port.ifname if port.netns is None else f"{port.ifname} in namespace {port.netns}"
 
 
-async def open_uplink(port: Uplink) -> Opened:
-    """Open a port's interface and bring it up. Raises UplinkError or InterfaceMissing, and then nothing was made."""
-    return await _inside(port, lambda: _open_tap(port) if isinstance(port, TapPort) else _open_packet(port))
+async def open_uplink(port: Uplink, mac: str | None = None) -> Opened:
+    """Open a port's interface and bring it up. Raises UplinkError or InterfaceMissing, and then nothing was made.
+
+    A tap that is made here has the hardware address `mac` from its beginning, one of the kernel's choice without it.
+    """
+    return await _inside(port, lambda: _open_tap(port, mac) if isinstance(port, TapPort) else _open_packet(port))
 
 
 async def adjust(port: Uplink, opened: Opened) -> Opened:
@@ -191,7 +194,7 @@ def _present(route: Route, port: Uplink) -> Link | None:
     return link
 
 
-def _open_tap(port: TapPort) -> Opened:
+def _open_tap(port: TapPort, mac: str | None) -> Opened:
     multiqueue, fds = port.queues > 1, []
     with Route() as route:
         present = _present(route, port)
@@ -207,6 +210,9 @@ def _open_tap(port: TapPort) -> Opened:
                 raise InterfaceMissing(f"interface {where(port)} was removed while it was opened: try again")
             opened = Opened("tap", tuple(fds), link, all(uso), made=not link.tap.persistent)
             opened = _adjust(route, port, opened)
+            if opened.made and mac is not None:
+                with _explained({errno.EPERM: _no_admin(f"the hardware address of tap {where(port)}")}):
+                    route.set_mac(link.index, mac)
             _bring_up(route, link)
             return _as_it_is(route, opened)
         except BaseException as error:

@@ -45,12 +45,14 @@ class UplinkPort(SwitchPort):
         name: str,
         port: Uplink,
         *,
+        mac: str,
         watches: Watches,
         on_link: Callable[[SwitchPort], None],
     ) -> None:
-        """Take a handle in the core (OSError ENOSPC)."""
+        """Take a handle in the core (OSError ENOSPC). `mac` is for a tap that has to be made."""
         super().__init__(name, datapath.uplink(MAX_PAIRS if isinstance(port, TapPort) else 1), on_link)
         self._port: Uplink = port
+        self._mac = mac
         self._watches = watches
         self._watch: LinkWatch | None = None
         self._opened: Opened | None = None
@@ -69,7 +71,7 @@ class UplinkPort(SwitchPort):
         """Open the interface. A missing one is waited for, but for a tap, which is made. Raises UplinkError."""
         try:
             await self._follow()
-            self._take(await open_uplink(self._port))
+            self._take(await open_uplink(self._port, self._mac))
         except InterfaceMissing as error:
             if self._ours:
                 raise
@@ -168,7 +170,7 @@ class UplinkPort(SwitchPort):
             if not self._ours and not self._appeared():
                 self._trouble = ""  # of then: by now it is just missing
                 return
-            self._take(await open_uplink(self._port))
+            self._take(await open_uplink(self._port, self._mac))
         except UplinkError as error:
             self._note(error)
             return

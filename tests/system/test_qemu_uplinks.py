@@ -42,7 +42,7 @@ JUMBO = 9000
 EXPERIMENTAL = 0x88B5
 IPV4 = b"\x08\x00"
 TPIDS = (b"\x81\x00", b"\x88\xa8")
-RETURN_SECONDS = 70.0  # a guest believes a neighbour for up to 45 s, then asks: a tap made anew has another address
+RETURN_SECONDS = 70.0  # a guest believes a neighbour for up to 45 s, then asks: a wire made anew has another address
 GOOD = "1"  # tshark's word for a checksum that is right
 
 
@@ -444,6 +444,7 @@ async def test_an_interface_that_was_deleted_is_taken_when_it_is_back(lab: Lab) 
 @pytest.mark.parametrize("resume", [False, True], ids=["file", "resume"])
 async def test_killed_switch_leaves_no_tap_and_starts_again(lab: Lab, resume: bool) -> None:
     assert await link_index(lab.host, "up0")
+    address = await hardware_address(lab.side("tap").far, "up0")
     await lab.switch.kill()
     async with asyncio.timeout(RETURN_SECONDS):
         while await link_index(lab.host, "up0") or await link_index(lab.middle, "tap1"):
@@ -454,5 +455,6 @@ async def test_killed_switch_leaves_no_tap_and_starts_again(lab: Lab, resume: bo
         side = lab.side(kind)
         for port in (side.port, side.uplink):
             await lab.switch.wait_link(port, seconds=RETURN_SECONDS)
+        assert kind != "tap" or await hardware_address(side.far, "up0") == address
         async with pinging(side.guest, side.far_addresses["IPv4"]) as file:
             await wait_pings(side.guest, file, 5)

@@ -186,6 +186,7 @@ async def test_a_tap_that_we_made_is_made_again(lab: Lab, far: Namespace) -> Non
     assert before is not None
     assert after is not None
     assert after["ifindex"] != before["ifindex"]
+    assert after["address"] == before["address"], "a neighbour would have to learn it anew"
     assert after["mtu"] == 1400
     assert await addresses(far, "tap0") == {"192.0.2.1/24"}
     await far.ip("link set tap0 name other")
@@ -197,8 +198,13 @@ async def test_a_tap_that_we_made_is_made_again(lab: Lab, far: Namespace) -> Non
 async def test_a_tap_that_was_there_is_joined_and_left_as_it_was(lab: Lab, far: Namespace) -> None:
     await far.ip("tuntap add tap0 mode tap")
     await far.ip("address add 192.0.2.1/24 dev tap0")
+    before = await link(far, "tap0")
     await lab.apply(host=tap(far, addresses=["192.0.2.1/24", "2001:db8::1/64"], mtu=1400))
     await lab.reason("host", None)
+    after = await link(far, "tap0")
+    assert before is not None
+    assert after is not None
+    assert after["address"] == before["address"], "the address is its owner's"
     assert await addresses(far, "tap0") == {"192.0.2.1/24", "2001:db8::1/64"}
     assert lab.state("host").mtu == 1500, "the mtu is its owner's"
     await lab.apply()
