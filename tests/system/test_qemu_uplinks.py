@@ -166,6 +166,7 @@ def wait_for_bytes(file: Path, wanted: bytes) -> None:
 async def judged(file: Path) -> list[dict[str, str]]:
     """What tshark says of each recorded frame: its length, who sent it, and its checksums."""
     fields = {
+        "number": "frame.number",
         "length": "frame.len",
         "ip": "ip.checksum.status",
         "tcp": "tcp.checksum.status",
@@ -184,6 +185,12 @@ async def judged(file: Path) -> list[dict[str, str]]:
         output, _ = await process.communicate()
     assert process.returncode == 0
     return [dict(zip(fields, line.split("\t"), strict=True)) for line in output.decode().splitlines()]
+
+
+def bytes_of(file: Path, number: int) -> str:
+    """A recorded frame, counted from 1, in hexadecimal digits."""
+    with RawPcapReader(str(file)) as reader:
+        return next(frame for count, (frame, _) in enumerate(reader, 1) if count == number).hex()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,7 +224,8 @@ async def test_checksums_are_right_beyond_the_uplink(
         sent = [frame for frame in frames if sender in (frame["v4"], frame["v6"])]
         assert sum(frame["tcp"] == GOOD for frame in sent) >= (1 << 20) / MTU
         assert sum(frame["udp"] == GOOD for frame in sent) >= 2 * 2 * 5 * 16
-    assert not [frame for frame in frames if {frame["ip"], frame["tcp"], frame["udp"]} - {GOOD, ""}]
+    wrong = [frame for frame in frames if {frame["ip"], frame["tcp"], frame["udp"]} - {GOOD, ""}]
+    assert not wrong, [(frame, bytes_of(tmp_path / "seen", int(frame["number"]))) for frame in wrong[:5]]
 
 
 # ---- tags
