@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C guest driver with Python's manners: objects for structs, exceptions for negative results.
 
-`Driver` is a guest's memory and rings without any socket; `pvswitch.guest.Guest` connects one to a switch.
-All calls return at once, except `generate` and `pingpong`, which belong into a thread (they release the GIL).
-A driver must not be used by two threads at a time: `generate` and `pingpong` hold their drivers meanwhile
-(`counters` may be read all the same), and `close` ends them first. Only this module imports
-`pvswitch._driver`. What each call means: native/driver/pvs_driver.h.
+`Driver` is a guest's memory and rings without any socket; `pvswitch.guest.Guest` connects one to a switch, and
+`pvswitch.generator` lets drivers send to each other. All calls return at once. A driver must not be used by two threads
+at a time: the generator holds its drivers meanwhile (`counters` may be read all the same), and `close` ends it first.
+Only this module imports `pvswitch._driver`. What each call means: native/driver/pvs_driver.h.
 """
 
 from __future__ import annotations
@@ -13,14 +12,32 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from pvswitch._driver import ffi, lib
 from pvswitch.errors import PvswitchError
 from pvswitch.net_header import NetHeader
+
+__all__ = [
+    "Counters",
+    "Desc",
+    "Driver",
+    "DriverConf",
+    "DriverError",
+    "Event",
+    "Layout",
+    "PackedDesc",
+    "ProtocolViolation",
+    "Region",
+    "RingFull",
+    "Vring",
+    "ffi",
+    "lib",
+    "read_struct",
+]
 
 MAX_FRAME = 1 << 17
 """Bytes of the largest frame that `Driver.rx` takes: twice what virtio-net can carry."""
@@ -34,6 +51,7 @@ _VIOLATIONS = {
     lib.PVD_ERR_NUM_BUFFERS: "num_buffers is wrong",
     lib.PVD_ERR_HEADER: "the net header has flags or a GSO type that were not negotiated, or doesn't fit the frame",
     lib.PVD_ERR_GUARD: "bytes beside a buffer were overwritten",
+    lib.PVD_ERR_ORDER: "chains were used in another order than posted, or a batch is larger than can be",
 }
 
 
@@ -70,8 +88,8 @@ class Layout:
 
     `cuts` are ascending offsets into that string (at most 64): none is one descriptor, a cut at the header's
     length gives the header its own. With `indirect` the pieces after the first `direct` ones go into an
-    indirect table. `shuffle` takes descriptors in random order; `straddle` puts the middle on a border of two
-    regions if one is free.
+    indirect table (in a packed ring all or none do). `shuffle` takes descriptors in random order, which a split ring
+    with IN_ORDER forbids; `straddle` puts the middle on a border of two regions if one is free.
     """
 
     cuts: tuple[int, ...] = ()
@@ -83,7 +101,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class DriverConf:
-    """What to build; sizes in bytes. `features` are the acknowledged bits, `adjacent`: no holes in GPA."""
+    """What to build; sizes in bytes. `features` are the acknowledged bits, which decide on the format of rings.
+
+    `adjacent`: no holes in GPA; `shuffle`: buffers lie in memory in another order than in the rings.
+    """
 
     features: int
     queue_size: int = 256
@@ -95,6 +116,7 @@ class DriverConf:
     adjacent: bool = False
     one_file: bool = False
     auto_refill: bool = True
+    shuffle: bool = False
     seed: int = 1
 
 
@@ -111,7 +133,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Vring:
-    """Where a ring lies (addresses of this process) and its eventfds (the driver's)."""
+    """Where a ring lies (addresses of this process) and its eventfds (the driver's).
+
+    Of a packed ring `avail_uva` and `used_uva` are the event suppression areas of driver and device.
+    """
 
     num: int
     desc_uva: int
@@ -132,6 +157,24 @@ class Desc:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedDesc:
+    """A descriptor of a packed ring as it lies in memory (virtio 1.2, 2.8.13)."""
+
+    addr: int
+    len: int
+    id: int
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event suppression area of a packed ring (virtio 1.2, 2.8.14); `off_wrap` has the wrap counter in bit 15."""
+
+    off_wrap: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """Of one ring; see struct pvd_counters."""
 
@@ -147,52 +190,10 @@ class Counters:
     in_flight: int
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What `generate` sends; see struct pvd_gen_conf.
-
-    MACs are six bytes, times seconds; `frames` or `duration` must be given.
-    """
-
-    dst: bytes
-    src: bytes
-    len: int = 60
-    window: int = 128
-    burst: int = 32
-    level: int = 1
-    frames: int = 0
-    duration: float = 0.0
-    stall: float = 0.1
-    n_dst: int = 1
-    n_src: int = 1
-    flood: bool = False
-    split_header: bool = False
-    indirect: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LoadResult:
-    """What became of it; see struct pvd_gen_result. `ns` is the time from the first frame to the last."""
-
-    sent: int
-    received: int
-    lost: int
-    reordered: int
-    corrupted: int
-    foreign: int
-    errors: int
-    ns: int = field(compare=False)
-
-    @property
-    def pps(self) -> float:
-        """Frames received per second."""
-        return self.received * 1e9 / self.ns if self.ns else 0.0
-
-
 _Struct = TypeVar("_Struct")
 
 
-def _read(kind: type[_Struct], struct: Any) -> _Struct:
+def read_struct(kind: type[_Struct], struct: Any) -> _Struct:
     """A dataclass from the C struct with the same field names."""
     return kind(**{f.name: getattr(struct, f.name) for f in fields(kind)})  # type: ignore[arg-type]  # a type variable is no dataclass to mypy
 
@@ -232,6 +233,7 @@ class Driver:
             conf.adjacent * lib.PVD_CONF_ADJACENT
             | conf.one_file * lib.PVD_CONF_ONE_FILE
             | conf.auto_refill * lib.PVD_CONF_AUTO_REFILL
+            | conf.shuffle * lib.PVD_CONF_SHUFFLE
         )
         out = ffi.new("pvd_guest **")
         result = lib.pvd_guest_create(c, out)
@@ -262,6 +264,12 @@ class Driver:
         """Start the driver anew in the same memory: rings zeroed, nothing in flight, other features."""
         self._check("the driver can't be reset", lib.pvd_guest_reset(self._open(), features))
         self.features = features
+
+    @contextmanager
+    def held(self) -> Iterator[Any]:
+        """Keep the driver from being closed meanwhile; yields the C guest."""
+        with self._busy:
+            yield self._open()
 
     def _open(self) -> Any:
         if self._guest == ffi.NULL:
@@ -295,20 +303,24 @@ class Driver:
         result = []
         for i in range(lib.pvd_n_regions(self._open())):
             lib.pvd_region_get(self._guest, i, out)
-            result.append(_read(Region, out))
+            result.append(read_struct(Region, out))
         return result
 
     def vring(self, ring: int) -> Vring:
         """Where a ring lies."""
         out = ffi.new("struct pvd_vring *")
         self._check(f"ring {ring}", lib.pvd_vring_get(self._open(), ring, out))
-        return _read(Vring, out)
+        return read_struct(Vring, out)
+
+    def vring_base(self, ring: int) -> int:
+        """What SET_VRING_BASE says of a ring that goes on as it is; 0x80008000 for a new packed one."""
+        return int(lib.pvd_vring_base(self._open(), ring))
 
     def counters(self, ring: int) -> Counters:
         """What a ring has seen."""
         out = ffi.new("struct pvd_counters *")
         self._check(f"ring {ring}", lib.pvd_counters_get(self._open(), ring, out))
-        return _read(Counters, out)
+        return read_struct(Counters, out)
 
     # ---- legal traffic ----
 
@@ -337,7 +349,7 @@ class Driver:
         if result == -errno.EAGAIN:
             return None
         length = self._check("a received frame", result, 2 * pair)
-        return bytes(ffi.buffer(self._buffer, length)), _read(NetHeader, self._info)
+        return bytes(ffi.buffer(self._buffer, length)), read_struct(NetHeader, self._info)
 
     def kick(self, ring: int, *, force: bool = False) -> bool:
         """Notify the device if it wants it, or with `force` in any case: whether it was."""
@@ -353,13 +365,13 @@ class Driver:
         """Ask not to be called."""
         self._check("disarm", lib.pvd_call_disarm(self._open(), ring))
 
-    # ---- illegal rings ----
+    # ---- illegal rings: split ----
 
     def desc(self, ring: int, i: int) -> Desc:
         """Descriptor `i` as it lies in memory."""
         out = ffi.new("struct pvd_desc *")
         self._check("descriptor", lib.pvd_desc_get(self._open(), ring, i, out))
-        return _read(Desc, out)
+        return read_struct(Desc, out)
 
     def set_desc(self, ring: int, i: int, desc: Desc) -> None:
         """Write descriptor `i`."""
@@ -408,8 +420,44 @@ class Driver:
         """Make `head` available, whatever hangs on it; without kicking."""
         self._check("raw post", lib.pvd_raw_post(self._open(), ring, head))
 
+    # ---- illegal rings: packed ----
+
+    def packed_desc(self, ring: int, i: int) -> PackedDesc:
+        """Descriptor `i` as it lies in memory."""
+        out = ffi.new("struct pvd_packed_desc *")
+        self._check("descriptor", lib.pvd_packed_get(self._open(), ring, i, out))
+        return read_struct(PackedDesc, out)
+
+    def set_packed_desc(self, ring: int, i: int, desc: PackedDesc) -> None:
+        """Write descriptor `i` with all its flags."""
+        value = ffi.new("struct pvd_packed_desc *", [desc.addr, desc.len, desc.id, desc.flags])
+        self._check("descriptor", lib.pvd_packed_set(self._open(), ring, i, value))
+
+    def packed_post(self, ring: int, *chain: PackedDesc) -> None:
+        """Publish a chain at the driver's next places, AVAIL and USED as they must be, without kicking; or RingFull."""
+        descs = ffi.new("struct pvd_packed_desc[]", [[desc.addr, desc.len, desc.id, desc.flags] for desc in chain])
+        self._check("raw post", lib.pvd_packed_post(self._open(), ring, descs, len(chain)))
+
+    def packed_next(self, ring: int, *, used: bool = False) -> tuple[int, bool]:
+        """Where the driver writes next, or with `used` looks next: index and wrap counter."""
+        place = self._check("packed ring", lib.pvd_packed_next(self._open(), ring, used))
+        return place & 0x7FFF, place >> 15 != 0
+
+    def event(self, ring: int, *, device: bool) -> Event:
+        """The event suppression area of the device, or of the driver."""
+        out = ffi.new("struct pvd_event *")
+        self._check("event area", lib.pvd_event_get(self._open(), ring, device, out))
+        return read_struct(Event, out)
+
+    def set_event(self, ring: int, event: Event, *, device: bool = False) -> None:
+        """Write an event suppression area."""
+        value = ffi.new("struct pvd_event *", [event.off_wrap, event.flags])
+        self._check("event area", lib.pvd_event_set(self._open(), ring, device, value))
+
+    # ---- illegal rings: either ----
+
     def raw_take(self, ring: int) -> tuple[int, int] | None:
-        """The next used entry as (id, len), unchecked, or None."""
+        """The next used element as (id, len), unchecked, or None."""
         out = ffi.new("uint32_t[2]")
         result = lib.pvd_raw_take(self._open(), ring, out, out + 1)
         if result == -errno.EAGAIN:
@@ -432,46 +480,3 @@ class Driver:
     def truncate(self, region: int, size: int = 0) -> None:
         """Cut a region's file: who touches what was cut gets SIGBUS. The driver touches no memory any more."""
         self._check("truncate", lib.pvd_truncate_memory(self._open(), region, size))
-
-
-@contextmanager
-def _held(drivers: Sequence[Driver]) -> Iterator[list[Any]]:
-    """Keep drivers from being closed meanwhile, always locked in the same order."""
-    with ExitStack() as stack:
-        for driver in sorted(set(drivers), key=id):
-            stack.enter_context(driver._busy)
-        yield [driver._open() for driver in drivers]
-
-
-def _conf(load: Load) -> Any:
-    flags = (
-        load.flood * lib.PVD_GEN_FLOOD
-        | load.split_header * lib.PVD_GEN_SPLIT_HEADER
-        | load.indirect * lib.PVD_GEN_INDIRECT
-    )
-    plain = ("dst", "src", "len", "window", "burst", "level", "frames", "n_dst", "n_src")
-    c = ffi.new("struct pvd_gen_conf *", {name: getattr(load, name) for name in plain})
-    c.flags = flags
-    c.duration_ns = int(load.duration * 1e9)
-    c.stall_ns = int(load.stall * 1e9)
-    return c
-
-
-def generate(tx: Driver, rx: Sequence[Driver], load: Load) -> LoadResult:
-    """Closed-loop load from one driver to others, in this thread; raises DriverError. See pvd_generate."""
-    out = ffi.new("struct pvd_gen_result *")
-    with _held([tx, *rx]) as guests:
-        result = lib.pvd_generate(guests[0], ffi.new("pvd_guest *[]", guests[1:]), len(rx), _conf(load), out)
-    if result < 0:
-        raise DriverError("the load can't run", -result)
-    return _read(LoadResult, out)
-
-
-def pingpong(a: Driver, b: Driver, load: Load, count: int, interval: float = 0.0) -> list[int | None]:
-    """Round trip times in ns from `a` (load.src) to `b` (load.dst), `interval` s apart; None for a loss."""
-    out = ffi.new("uint64_t[]", count)
-    with _held([a, b]) as guests:
-        result = lib.pvd_pingpong(guests[0], guests[1], _conf(load), count, int(interval * 1e9), out)
-    if result < 0:
-        raise DriverError("the latency can't be measured", -result)
-    return [None if value == 0xFFFF_FFFF_FFFF_FFFF else value for value in out]

@@ -215,7 +215,7 @@ class FrontEnd:
         await self.request(Request.SET_VRING_CALL, VringFd(ring, has_fd=True), [fd])
 
     async def start_ring(self, ring: int, vring: Vring, base: int) -> None:
-        """Describe a ring that goes on at index `base`; then it runs."""
+        """Describe a ring that goes on at `base` (split: an index; packed: avail and used half); then it runs."""
         await self.request(Request.SET_VRING_NUM, VringState(ring, vring.num))
         await self.request(Request.SET_VRING_BASE, VringState(ring, base))
         addresses = VringAddr(ring, 0, vring.desc_uva, vring.used_uva, vring.avail_uva)
@@ -224,7 +224,7 @@ class FrontEnd:
         await self.set_call(ring, vring.call_fd)
 
     async def stop_ring(self, ring: int) -> int:
-        """Stop a ring: its base (next avail index). After this the back end doesn't touch it."""
+        """Stop a ring: its base. After this the back end doesn't touch it."""
         reply = await self.request(Request.GET_VRING_BASE, VringState(ring, 0))
         assert isinstance(reply, VringState)
         return reply.num

@@ -26,8 +26,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from pvswitch.driver import Driver, DriverConf, Layout, Load, LoadResult, RingFull, generate, pingpong
+from pvswitch.driver import Driver, DriverConf, Layout, RingFull
 from pvswitch.front_end import FRONTEND_PROTOCOL_FEATURES, FrontEnd, GuestError
+from pvswitch.generator import Load, LoadResult, generate, pingpong
 from pvswitch.net_header import NetHeader
 from pvswitch.vhost_user.features import Feature, ProtocolFeature
 from pvswitch.vhost_user.messages import U64, RarpMac, Request, VringFd
@@ -52,7 +53,8 @@ DRIVER_FEATURES = (
     | Feature.MTU
     | Feature.MQ
 )
-"""What a guest accepts when offered, unless told otherwise: all that the driver can do, but for offloads."""
+"""What a guest accepts when offered, unless told otherwise: all that the driver can do with split rings, but offloads
+and IN_ORDER."""
 
 OFFLOAD_FEATURES = (
     Feature.CSUM
@@ -86,10 +88,11 @@ def random_mac() -> bytes:
 class Guest(FrontEnd):
     """One virtio-net guest. An async context manager: connected inside, closed after.
 
-    `features` and `protocol_features` are what to accept when offered. `queue_pairs` are what its NIC has: the switch
-    must offer as many, and one is used where the guest doesn't take MQ. Sizes are bytes; `timeout` (seconds) is the
-    patience with every single answer, and with a full ring. `regions` to `seed` shape memory and rings (see
-    `DriverConf`), `rx_layout` the receive buffers. `mtu` is told to the back end where NET_MTU was negotiated.
+    `features` and `protocol_features` are what to accept when offered; `packed` and `in_order` add RING_PACKED and
+    IN_ORDER. `queue_pairs` are what its NIC has: the switch must offer as many, and one is used where the guest doesn't
+    take MQ. Sizes are bytes; `timeout` (seconds) is the patience with every single answer, and with a full ring.
+    `regions` to `seed` shape memory and rings (see `DriverConf`), `rx_layout` the receive buffers. `mtu` is told to the
+    back end where NET_MTU was negotiated.
     `share=False`: the back end gets memory of the same shape that isn't the guest's, as from a VM with share=off.
     """
 
@@ -99,6 +102,8 @@ class Guest(FrontEnd):
         *,
         mac: bytes | None = None,
         features: int = DRIVER_FEATURES,
+        packed: bool = False,
+        in_order: bool = False,
         protocol_features: int = FRONTEND_PROTOCOL_FEATURES,
         queue_pairs: int = 1,
         queue_size: int = 256,
@@ -108,6 +113,7 @@ class Guest(FrontEnd):
         regions: int = 1,
         adjacent: bool = False,
         one_file: bool = False,
+        shuffle: bool = False,
         seed: int = 1,
         rx_layout: Layout | None = None,
         mtu: int | None = None,
@@ -124,7 +130,8 @@ class Guest(FrontEnd):
         """Queue pairs in use."""
         self.started = False
         self.bases = [0, 0]
-        """Where each ring goes on: what GET_VRING_BASE answered, or 0."""
+        """Where each ring goes on: what GET_VRING_BASE answered, or the beginning."""
+        features |= packed * Feature.RING_PACKED | in_order * Feature.IN_ORDER
         self._wanted = features if queue_pairs > 1 else features & ~Feature.MQ
         self._conf = DriverConf(
             features=0,
@@ -136,6 +143,7 @@ class Guest(FrontEnd):
             regions=regions,
             adjacent=adjacent,
             one_file=one_file,
+            shuffle=shuffle,
             seed=seed,
         )
         self._rx_layout = rx_layout
@@ -202,7 +210,7 @@ class Guest(FrontEnd):
             low.kick(2 * pair)
 
     async def stop(self) -> list[int]:
-        """Stop the rings: their bases (next avail index). After this the back end doesn't touch memory."""
+        """Stop the rings: their bases. After this the back end doesn't touch memory."""
         for ring in range(self.low.n_rings):
             self.bases[ring] = await self.stop_ring(ring)
         self.started = False
@@ -210,17 +218,16 @@ class Guest(FrontEnd):
         return list(self.bases)
 
     async def reconnect(self) -> None:
-        """Hang up and come back with the same memory and rings, resumed at used->idx as QEMU does."""
+        """Hang up and come back with the same memory and rings, resumed behind what is used, as QEMU does (split)."""
         self.hang_up()
-        low = self.low
-        self.bases = [low.used_idx(ring) for ring in range(low.n_rings)]
+        self.bases = self._present_bases()
         await self.connect()
 
     async def restart(self) -> None:
         """What a reboot does: stop, reset the driver, start with empty rings."""
         await self.stop()
         self.low.reset(self.features)
-        self.bases = [0] * self.low.n_rings
+        self.bases = self._present_bases()
         await self.start()
 
     async def close(self) -> None:
@@ -254,6 +261,9 @@ class Guest(FrontEnd):
         """Ask for a RARP with this guest's MAC, as after a migration."""
         await self.request(Request.SEND_RARP, RarpMac(self.mac))
 
+    def _present_bases(self) -> list[int]:
+        return [self.low.vring_base(ring) for ring in range(self.low.n_rings)]
+
     def _make_driver(self) -> None:
         protocol_bit = self.offered & Feature.PROTOCOL_FEATURES
         if self._low is not None and not self._low.closed:
@@ -261,8 +271,10 @@ class Guest(FrontEnd):
             return
         self.features = (self.offered & self._wanted) | protocol_bit
         self.pairs = self._conf.queue_pairs if self.features & Feature.MQ else 1
+        if self._conf.queue_size & (self._conf.queue_size - 1) and not self.features & Feature.RING_PACKED:
+            raise GuestError(f"A ring of {self._conf.queue_size} has to be packed, which the back end doesn't offer.")
         self._low = Driver(replace(self._conf, features=self.features, queue_pairs=self.pairs))
-        self.bases = [0] * self._low.n_rings
+        self.bases = self._present_bases()
         # Receive rings share an event: who receives looks at all of them.
         receive = asyncio.Event()
         self._called = [asyncio.Event() if ring % 2 else receive for ring in range(self._low.n_rings)]

@@ -20,11 +20,9 @@ from pvswitch.driver import (
     DriverConf,
     DriverError,
     Layout,
-    Load,
     RingFull,
-    generate,
-    pingpong,
 )
+from pvswitch.generator import Load, generate, pingpong
 from tests.oracle import (
     EVENT_IDX,
     INDIRECT,

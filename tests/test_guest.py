@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pvswitch import driver
-from pvswitch.driver import Layout, Load
+from pvswitch.driver import Layout
+from pvswitch.generator import Load
 from pvswitch.guest import DRIVER_FEATURES, FRONTEND_PROTOCOL_FEATURES, Guest, GuestError
 from pvswitch.vhost_user.backend import Region, RingNotReady, RingSetup
 from pvswitch.vhost_user.client import VhostUserClient

@@ -49,6 +49,8 @@ bridge_half(const struct pvd_guest *g)
     return pvd_round_up(rx > tx ? rx : tx, PAGE);
 }
 
+/* The parts of a ring are placed for the split format: descriptors are as large in the packed one, and its event areas
+ * are smaller, so that a reset may change the format. */
 static uint64_t
 desc_bytes(const struct pvd_guest *g)
 {
@@ -175,6 +177,28 @@ place(struct pvd_guest *g, uint32_t first, uint64_t size)
     return 0;
 }
 
+/* With SHUFFLE a buffer's address tells nothing of its neighbour's in the ring, as in a guest that ran for a while. */
+static int
+place_slots(struct pvd_queue *q)
+{
+    struct pvd_guest *g = q->guest;
+    uint64_t stride = slot_stride(g, q->index);
+    for (uint32_t i = 0; i < q->num; i++) {
+        uint64_t gpa = place(g, i, stride);
+        if (gpa == 0) {
+            return -ENOMEM;
+        }
+        q->slots[i] = (struct pvd_slot){ .gpa = gpa, .ptr = pvd_ptr(g, gpa, stride) };
+    }
+    for (uint32_t i = q->num; (g->conf.flags & PVD_CONF_SHUFFLE) != 0 && i > 1; i--) {
+        uint32_t pick = pvd_random(g, i);
+        struct pvd_slot other = q->slots[pick];
+        q->slots[pick] = q->slots[i - 1];
+        q->slots[i - 1] = other;
+    }
+    return 0;
+}
+
 /* The three parts of a ring in three regions, where there are as many, and its slots over all of them. */
 static int
 place_queue(struct pvd_queue *q)
@@ -186,21 +210,11 @@ place_queue(struct pvd_queue *q)
     if (desc == 0 || avail == 0 || used == 0) {
         return -ENOMEM;
     }
-    q->desc = pvd_ptr(g, desc, desc_bytes(g));
-    q->avail = pvd_ptr(g, avail, avail_bytes(g));
-    q->used = pvd_ptr(g, used, used_bytes(g));
-    q->used_event = (_Atomic uint16_t *)(void *)&q->avail->ring[q->num];
-    q->avail_event = (_Atomic uint16_t *)(void *)&q->used->ring[q->num];
+    q->desc_area = pvd_ptr(g, desc, desc_bytes(g));
+    q->driver_area = pvd_ptr(g, avail, avail_bytes(g));
+    q->device_area = pvd_ptr(g, used, used_bytes(g));
     q->slot_size = data_size(g, q->index);
-    uint64_t stride = slot_stride(g, q->index);
-    for (uint32_t i = 0; i < q->num; i++) {
-        uint64_t gpa = place(g, i, stride);
-        if (gpa == 0) {
-            return -ENOMEM;
-        }
-        q->slots[i] = (struct pvd_slot){ .gpa = gpa, .ptr = pvd_ptr(g, gpa, stride) };
-    }
-    return 0;
+    return place_slots(q);
 }
 
 int

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * virtio-net on a split virtqueue (virtio 1.2, sections 5.1.6.2 and 5.1.6.4): net header and frame are one
+ * virtio-net on a virtqueue (virtio 1.2, sections 5.1.6.2 and 5.1.6.4): net header and frame are one
  * byte string that a chain carries; received frames may be spread over several chains (MRG_RXBUF).
  */
 #include "internal.h"
@@ -12,24 +12,12 @@
 enum { HDR_F_NEEDS_CSUM = 1, HDR_F_DATA_VALID = 2 };
 enum { GSO_NONE = 0, GSO_TCPV4 = 1, GSO_UDP = 3, GSO_TCPV6 = 4, GSO_UDP_L4 = 5, GSO_ECN = 0x80 };
 
-struct net_header {
-    uint8_t flags;
-    uint8_t gso_type;
-    uint16_t hdr_len;
-    uint16_t gso_size;
-    uint16_t csum_start;
-    uint16_t csum_offset;
-    uint16_t num_buffers; /* absent in the 10 bytes of a legacy header without MRG_RXBUF */
-};
-
-_Static_assert(sizeof(struct net_header) == PVD_MAX_HDR_LEN, "no padding in the net header");
-
 /* One descriptor where the device must take any layout, else the legacy rule: the header in its own. */
 static struct pvd_layout
 plain_layout(const struct pvd_guest *g)
 {
     struct pvd_layout layout = { 0 };
-    if (!pvd_has(g, PVD_F_VERSION_1) && !pvd_has(g, PVD_F_ANY_LAYOUT)) {
+    if (!pvd_any_layout(g)) {
         layout.n_cuts = 1;
         layout.cuts[0] = g->hdr_len;
     }
@@ -198,7 +186,7 @@ view_add(struct pvd_view *v, const struct pvd_queue *q, uint16_t head, uint32_t 
 }
 
 static void
-read_header(const struct pvd_queue *q, uint16_t head, struct net_header *h)
+read_header(const struct pvd_queue *q, uint16_t head, struct pvd_net_header *h)
 {
     uint8_t *to = (uint8_t *)h;
     uint32_t left = q->guest->hdr_len;
@@ -214,8 +202,8 @@ read_header(const struct pvd_queue *q, uint16_t head, struct net_header *h)
 }
 
 /* Whether num_buffers can be right when `more` further buffers are used. */
-static bool
-buffers_plausible(const struct pvd_guest *g, uint32_t n, uint32_t more)
+bool
+pvd_buffers_plausible(const struct pvd_guest *g, uint32_t n, uint32_t more)
 {
     return n == 1 || (n > 1 && n - 1 <= more && n <= PVD_MAX_PIECES && pvd_has(g, PVD_F_MRG_RXBUF));
 }
@@ -244,8 +232,8 @@ gso_negotiated(const struct pvd_guest *g, uint8_t gso_type)
 }
 
 /* Judge what the header says of a frame of `len` bytes (virtio 1.2, 5.1.6.4.1). */
-static bool
-offload_plausible(const struct pvd_guest *g, const struct net_header *h, uint32_t len)
+bool
+pvd_offload_plausible(const struct pvd_guest *g, const struct pvd_net_header *h, uint32_t len)
 {
     bool partial = (h->flags & HDR_F_NEEDS_CSUM) != 0;
 
@@ -284,7 +272,7 @@ static int
 view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
 {
     struct pvd_guest *g = q->guest;
-    struct net_header h;
+    struct pvd_net_header h;
     uint32_t used;
     int head = take_buffer(q, v, guards, &used);
     if (head < 0) {
@@ -301,7 +289,7 @@ view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
                                     .csum_start = h.csum_start,
                                     .csum_offset = h.csum_offset,
                                     .num_buffers = h.num_buffers };
-    if (!buffers_plausible(g, h.num_buffers, h.num_buffers > 1 ? pvd_used_pending(q) : 0)) {
+    if (!pvd_buffers_plausible(g, h.num_buffers, h.num_buffers > 1 ? pvd_used_pending(q, h.num_buffers - 1u) : 0)) {
         return pvd_fail(q, PVD_ERR_NUM_BUFFERS);
     }
     if (!view_add(v, q, (uint16_t)head, g->hdr_len, used)) {
@@ -316,7 +304,7 @@ view_build(struct pvd_queue *q, struct pvd_view *v, bool guards)
             return -EMSGSIZE;
         }
     }
-    return offload_plausible(g, &h, v->len) ? 0 : pvd_fail(q, PVD_ERR_HEADER);
+    return pvd_offload_plausible(g, &h, v->len) ? 0 : pvd_fail(q, PVD_ERR_HEADER);
 }
 
 /*
@@ -347,8 +335,8 @@ pvd_rx_release(struct pvd_queue *q, const struct pvd_view *view, bool repost)
 {
     for (uint32_t i = 0; i < view->n_heads; i++) {
         /* A chain posted raw has no buffer of ours that could be posted again. */
-        if (repost && q->chains[view->heads[i]].n_desc > 0) {
-            pvd_chain_post(q, view->heads[i]);
+        if (repost && q->chains[view->heads[i]].n_segs > 0) {
+            pvd_chain_repost(q, view->heads[i]);
         } else {
             pvd_chain_free(q, view->heads[i]);
         }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Life of a driver guest, what it tells a front end, and raw access to its rings. See pvs_driver.h.
+ * Life of a driver guest, and what it tells a front end. See pvs_driver.h.
  */
 #include "internal.h"
 
@@ -25,10 +25,16 @@ pvd_conf_default(struct pvd_conf *conf)
 }
 
 static bool
+size_valid(uint32_t n, uint64_t features)
+{
+    bool packed = (features >> PVD_F_RING_PACKED & 1) != 0;
+    return n <= 32768 && (packed ? n >= 1 : n >= 2 && (n & (n - 1)) == 0);
+}
+
+static bool
 conf_valid(const struct pvd_conf *c)
 {
-    uint32_t n = c->queue_size;
-    bool ring = n >= 2 && n <= 32768 && (n & (n - 1)) == 0 && c->queue_pairs >= 1 && c->queue_pairs <= PVD_MAX_PAIRS;
+    bool ring = size_valid(c->queue_size, c->features) && c->queue_pairs >= 1 && c->queue_pairs <= PVD_MAX_PAIRS;
     bool memory = c->n_regions >= 1 && c->n_regions <= PVD_MAX_REGIONS;
     uint32_t max_buf = 1u << 20;
     bool buffers = c->rx_buf_size > PVD_MAX_HDR_LEN && c->rx_buf_size <= max_buf && c->tx_buf_size > PVD_MAX_HDR_LEN &&
@@ -40,7 +46,8 @@ static void
 set_features(struct pvd_guest *g, uint64_t features)
 {
     g->conf.features = features;
-    g->hdr_len = pvd_has(g, PVD_F_MRG_RXBUF) || pvd_has(g, PVD_F_VERSION_1) ? PVD_MAX_HDR_LEN : PVD_MAX_HDR_LEN - 2;
+    bool modern = pvd_has(g, PVD_F_MRG_RXBUF) || pvd_has(g, PVD_F_VERSION_1);
+    g->hdr_len = modern ? PVD_MAX_HDR_LEN : PVD_MAX_HDR_LEN - 2;
 }
 
 static int
@@ -120,8 +127,8 @@ pvd_guest_reset(pvd_guest *guest, uint64_t features)
     if (guest->mute) {
         return -EFAULT;
     }
-    if ((features & ~guest->made_with & table) != 0) {
-        /* Slots were placed without room for a table. */
+    if ((features & ~guest->made_with & table) != 0 || !size_valid(guest->conf.queue_size, features)) {
+        /* Slots were placed without room for a table, or the ring's size is none of a split ring. */
         return -EINVAL;
     }
     set_features(guest, features);
@@ -172,12 +179,19 @@ pvd_vring_get(const pvd_guest *guest, uint32_t ring, struct pvd_vring *out)
         return -EINVAL;
     }
     *out = (struct pvd_vring){ .num = q->num,
-                               .desc_uva = (uint64_t)(uintptr_t)q->desc,
-                               .avail_uva = (uint64_t)(uintptr_t)q->avail,
-                               .used_uva = (uint64_t)(uintptr_t)q->used,
+                               .desc_uva = (uint64_t)(uintptr_t)q->desc_area,
+                               .avail_uva = (uint64_t)(uintptr_t)q->driver_area,
+                               .used_uva = (uint64_t)(uintptr_t)q->device_area,
                                .kick_fd = q->kick_fd,
                                .call_fd = q->call_fd };
     return 0;
+}
+
+uint32_t
+pvd_vring_base(const pvd_guest *guest, uint32_t ring)
+{
+    const struct pvd_queue *q = pvd_queue_of(guest, ring);
+    return q == NULL || guest->mute ? 0 : q->ops->base(q);
 }
 
 uint32_t
@@ -195,176 +209,5 @@ pvd_counters_get(const pvd_guest *guest, uint32_t ring, struct pvd_counters *out
     }
     *out = q->counters;
     out->in_flight = pvd_in_flight(q);
-    return 0;
-}
-
-/* ---- Raw access ---- */
-
-/* The ring to touch, or NULL with the errno value why not. */
-static struct pvd_queue *
-raw(pvd_guest *guest, uint32_t ring, int *error)
-{
-    struct pvd_queue *q = pvd_queue_of(guest, ring);
-    *error = q == NULL ? -EINVAL : -EFAULT;
-    return guest->mute ? NULL : q;
-}
-
-int
-pvd_desc_get(pvd_guest *guest, uint32_t ring, uint32_t i, struct pvd_desc *out)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    *out = q->desc[i & q->mask];
-    return 0;
-}
-
-int
-pvd_desc_set(pvd_guest *guest, uint32_t ring, uint32_t i, const struct pvd_desc *desc)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    q->desc[i & q->mask] = *desc;
-    return 0;
-}
-
-int
-pvd_avail_idx_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    atomic_store_explicit(&q->avail->idx, idx, memory_order_release);
-    return 0;
-}
-
-int
-pvd_avail_idx(pvd_guest *guest, uint32_t ring)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    return q == NULL ? error : atomic_load_explicit(&q->avail->idx, memory_order_relaxed);
-}
-
-int
-pvd_avail_entry_set(pvd_guest *guest, uint32_t ring, uint32_t i, uint16_t id)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    q->avail->ring[i & q->mask] = id;
-    return 0;
-}
-
-int
-pvd_avail_flags_set(pvd_guest *guest, uint32_t ring, uint16_t flags)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    atomic_store_explicit(&q->avail->flags, flags, memory_order_relaxed);
-    return 0;
-}
-
-int
-pvd_used_event_set(pvd_guest *guest, uint32_t ring, uint16_t idx)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    atomic_store_explicit(q->used_event, idx, memory_order_relaxed);
-    return 0;
-}
-
-int
-pvd_used_idx(pvd_guest *guest, uint32_t ring)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    return q == NULL ? error : atomic_load_explicit(&q->used->idx, memory_order_acquire);
-}
-
-int
-pvd_used_flags(pvd_guest *guest, uint32_t ring)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    return q == NULL ? error : atomic_load_explicit(&q->used->flags, memory_order_relaxed);
-}
-
-int
-pvd_avail_event(pvd_guest *guest, uint32_t ring)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    return q == NULL ? error : atomic_load_explicit(q->avail_event, memory_order_relaxed);
-}
-
-int
-pvd_used_entry(pvd_guest *guest, uint32_t ring, uint32_t i, uint32_t *id, uint32_t *len)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    *id = q->used->ring[i & q->mask].id;
-    *len = q->used->ring[i & q->mask].len;
-    return 0;
-}
-
-int
-pvd_raw_post(pvd_guest *guest, uint32_t ring, uint16_t head)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    if (pvd_in_flight(q) >= q->num) {
-        return -ENOSPC;
-    }
-    if (head < q->num && q->chains[head].state == PVD_IDLE) {
-        q->chains[head].state = PVD_RAW;
-    }
-    q->order[q->avail_idx & q->mask] = head;
-    q->avail->ring[q->avail_idx & q->mask] = head;
-    q->avail_idx++;
-    q->counters.posted++;
-    pvd_publish(q);
-    return 0;
-}
-
-int
-pvd_raw_take(pvd_guest *guest, uint32_t ring, uint32_t *id, uint32_t *len)
-{
-    int error;
-    struct pvd_queue *q = raw(guest, ring, &error);
-    if (q == NULL) {
-        return error;
-    }
-    if (pvd_used_pending(q) == 0) {
-        return -EAGAIN;
-    }
-    *id = q->used->ring[q->last_used & q->mask].id;
-    *len = q->used->ring[q->last_used & q->mask].len;
-    q->last_used++;
-    q->counters.used++;
-    if (*id < q->num && q->chains[*id].state != PVD_IDLE) {
-        pvd_chain_free(q, (uint16_t)*id);
-    }
     return 0;
 }

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A split virtqueue from the driver's side (virtio 1.2, sections 2.7.13 and 2.7.14).
+ * A virtqueue from the driver's side, whatever its format (virtio 1.2, sections 2.7 and 2.8).
  *
- * Memory ordering. Three places matter; all else in the shared rings is plain:
- *   - avail->idx is stored with release: a device that reads the new index with acquire sees descriptors,
- * ring entry and buffer as they were written before.
- *   - used->idx is loaded with acquire: what the device wrote before publishing is seen after.
- *   - "I wrote an index, do you sleep?" needs store-load order on both sides: a full fence between publishing
- *     avail->idx and reading avail_event or used->flags (kick), and between writing used_event or
- * avail->flags and looking at used->idx once more (arm). Without it both sides may see the other's old value
- * and wait for ever.
+ * How it works: a chain is built (ids and descriptors are reserved for it), posted (written), published (shown to the
+ * device), taken (used by the device) and then freed or posted again. Split rings number descriptors and name a chain
+ * by that of its first one, its head; packed rings give chains ids of their own. Both are an id here, and "head" in
+ * the code. What is in flight stands in `order`, oldest first.
+ *
+ * IN_ORDER. A device may then use a batch of chains by one used element, which names the last of them (sections
+ * 2.7.9 and 2.8.8): the others are taken without reading anything. On a receive ring each chain needs its length, so
+ * there only batches of one are taken, and all else is an error of order.
  */
 #include "internal.h"
 
@@ -27,16 +27,19 @@ pvd_queue_create(struct pvd_guest *g, uint32_t index)
     q->guest = g;
     q->index = index;
     q->num = num;
-    q->mask = num - 1;
+    q->list_mask = num - 1;
+    while ((q->list_mask & (q->list_mask + 1)) != 0) {
+        q->list_mask |= q->list_mask >> 1;
+    }
     q->writable = index % 2 == 0;
     q->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     q->call_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (q->kick_fd < 0 || q->call_fd < 0) {
         return -errno;
     }
-    q->free_ids = calloc(num, sizeof(*q->free_ids));
+    q->free_ids = calloc(q->list_mask + 1ul, sizeof(*q->free_ids));
     q->link = calloc(num, sizeof(*q->link));
-    q->order = calloc(num, sizeof(*q->order));
+    q->order = calloc(q->list_mask + 1ul, sizeof(*q->order));
     q->chains = calloc(num, sizeof(*q->chains));
     q->slots = calloc(num, sizeof(*q->slots));
     if (!q->free_ids || !q->link || !q->order || !q->chains || !q->slots) {
@@ -75,41 +78,43 @@ void
 pvd_queue_reset(struct pvd_queue *q)
 {
     forget_chains(q);
-    memset(q->desc, 0, q->num * sizeof(*q->desc));
-    memset(q->avail, 0, sizeof(*q->avail) + (q->num + 1) * sizeof(q->avail->ring[0]));
-    memset(q->used, 0, sizeof(*q->used) + q->num * sizeof(q->used->ring[0]) + sizeof(uint16_t));
+    q->packed = pvd_has(q->guest, PVD_F_RING_PACKED);
+    q->in_order = pvd_has(q->guest, PVD_F_IN_ORDER);
+    q->event_idx = pvd_has(q->guest, PVD_F_EVENT_IDX);
+    q->ops = q->packed ? &pvd_packed_ops : &pvd_split_ops;
+    memset(q->desc_area, 0, q->num * sizeof(*q->desc));
+    q->ops->reset(q);
     for (uint32_t i = 0; i < q->num; i++) {
         q->free_ids[i] = (uint16_t)i;
     }
     q->free_head = 0;
-    q->free_count = q->num;
-    q->avail_idx = 0;
-    q->kicked = 0;
-    q->last_used = 0;
-    q->event_idx = pvd_has(q->guest, PVD_F_EVENT_IDX);
+    q->free_tail = q->num;
+    q->n_free = q->num;
+    q->n_posted = 0;
+    q->n_taken = 0;
+    q->batch = 0;
     q->counters = (struct pvd_counters){ 0 };
 }
 
 static uint16_t
 take_id(struct pvd_queue *q, bool shuffle)
 {
+    uint32_t head = q->free_head & q->list_mask;
     if (shuffle) {
-        uint32_t pick = (q->free_head + pvd_random(q->guest, q->free_count)) & q->mask;
+        uint32_t pick = (q->free_head + pvd_random(q->guest, q->free_tail - q->free_head)) & q->list_mask;
         uint16_t id = q->free_ids[pick];
-        q->free_ids[pick] = q->free_ids[q->free_head];
-        q->free_ids[q->free_head] = id;
+        q->free_ids[pick] = q->free_ids[head];
+        q->free_ids[head] = id;
     }
-    uint16_t id = q->free_ids[q->free_head];
-    q->free_head = (q->free_head + 1) & q->mask;
-    q->free_count--;
-    return id;
+    q->free_head++;
+    return q->free_ids[head];
 }
 
 static void
 give_id(struct pvd_queue *q, uint16_t id)
 {
-    q->free_ids[(q->free_head + q->free_count) & q->mask] = id;
-    q->free_count++;
+    q->free_ids[q->free_tail & q->list_mask] = id;
+    q->free_tail++;
 }
 
 /* The lengths of the pieces that the layout's cuts make of `len` bytes. */
@@ -145,8 +150,8 @@ pick_place(struct pvd_queue *q, uint16_t head, uint32_t extent, bool straddle, u
     return q->slots[head].gpa;
 }
 
-static void
-write_guard(const struct pvd_queue *q, uint64_t gpa)
+void
+pvd_write_guard(const struct pvd_queue *q, uint64_t gpa)
 {
     uint8_t guard[PVD_GUARD_LEN];
     memset(guard, PVD_GUARD_BYTE, sizeof(guard));
@@ -162,7 +167,7 @@ place_segs(struct pvd_queue *q, uint16_t head, const uint32_t *lens, bool stradd
     uint64_t gpa = pick_place(q, head, c->len + c->n_segs * PVD_GUARD_LEN, straddle, &c->bridge);
     if (c->n_segs == 1 && c->bridge == 0) {
         if (q->writable) {
-            write_guard(q, gpa + c->len);
+            pvd_write_guard(q, gpa + c->len);
         }
         return 0;
     }
@@ -172,42 +177,67 @@ place_segs(struct pvd_queue *q, uint16_t head, const uint32_t *lens, bool stradd
     }
     for (uint32_t i = 0; i < c->n_segs; i++) {
         c->segs[i] = (struct pvd_seg){ .gpa = gpa, .len = lens[i] };
-        write_guard(q, gpa + lens[i]);
+        pvd_write_guard(q, gpa + lens[i]);
         gpa += lens[i] + PVD_GUARD_LEN;
     }
     return 0;
 }
 
+/* Whether the features allow a chain of `n_segs` pieces, the first `direct` of them not in a table. */
+static bool
+layout_legal(const struct pvd_queue *q, const struct pvd_layout *layout, uint32_t n_segs, uint32_t direct)
+{
+    bool table = direct < n_segs;
+    if ((layout->flags & PVD_LAYOUT_INDIRECT) != 0 && !pvd_has(q->guest, PVD_F_INDIRECT_DESC)) {
+        return false;
+    }
+    if (q->packed && table && direct > 0) {
+        /* A list is either in the ring or in a table (section 2.8.5). */
+        return false;
+    }
+    if (!q->packed && q->in_order && (layout->flags & PVD_LAYOUT_SHUFFLE) != 0) {
+        /* Descriptors are used in the table's order (section 2.7.5). */
+        return false;
+    }
+    /* No chain, indirect or not, may be longer than the ring (sections 2.7.5.3.1 and 2.8.6). */
+    return n_segs + (table && !q->packed) <= q->num;
+}
+
+static uint16_t
+take_ids(struct pvd_queue *q, uint32_t n_desc, bool shuffle)
+{
+    uint16_t head = take_id(q, shuffle);
+    uint16_t id = head;
+    for (uint32_t i = 1; i < n_desc && !q->packed; i++) {
+        q->link[id] = take_id(q, shuffle);
+        id = q->link[id];
+    }
+    q->n_free -= n_desc;
+    return head;
+}
+
 /*
- * Take descriptors for `len` bytes laid out as said, without making them available yet. The head, or -ENOSPC,
- * -EINVAL, -ENOMEM.
+ * Reserve ids and descriptors for `len` bytes laid out as said. The head, or -ENOSPC, -EINVAL, -ENOMEM.
  */
 int
 pvd_chain_build(struct pvd_queue *q, uint32_t len, const struct pvd_layout *layout)
 {
     uint32_t lens[PVD_MAX_SEGS];
-    bool indirect = (layout->flags & PVD_LAYOUT_INDIRECT) != 0;
     bool shuffle = (layout->flags & PVD_LAYOUT_SHUFFLE) != 0;
-    if (layout->n_cuts > PVD_MAX_CUTS || (indirect && !pvd_has(q->guest, PVD_F_INDIRECT_DESC))) {
+    if (layout->n_cuts > PVD_MAX_CUTS) {
         return -EINVAL;
     }
     uint32_t n_segs = cut(layout, len, lens);
-    indirect = indirect && layout->direct < n_segs;
-    uint32_t direct = indirect ? layout->direct : n_segs;
-    uint32_t n_desc = direct + indirect;
-    if (n_segs + indirect > q->num) {
-        /* No chain, indirect or not, may be longer than the ring (virtio 1.2, section 2.7.5.3.1). */
+    bool table = (layout->flags & PVD_LAYOUT_INDIRECT) != 0 && layout->direct < n_segs;
+    uint32_t direct = table ? layout->direct : n_segs;
+    uint32_t n_desc = direct + table;
+    if (!layout_legal(q, layout, n_segs, direct)) {
         return -EINVAL;
     }
-    if (n_desc > q->free_count) {
+    if (n_desc > q->n_free) {
         return -ENOSPC;
     }
-    uint16_t head = take_id(q, shuffle);
-    uint16_t id = head;
-    for (uint32_t i = 1; i < n_desc; i++) {
-        q->link[id] = take_id(q, shuffle);
-        id = q->link[id];
-    }
+    uint16_t head = take_ids(q, n_desc, shuffle);
     struct pvd_chain *c = &q->chains[head];
     *c = (struct pvd_chain){ .len = len,
                              .n_segs = (uint16_t)n_segs,
@@ -233,74 +263,40 @@ pvd_chain_seg(const struct pvd_queue *q, uint16_t head, uint32_t i, struct pvd_s
     }
 }
 
-/* The table's first entry is entry 0; the others may be anywhere in it, as `next` says. */
-static void
-write_table(struct pvd_queue *q, uint16_t head)
+/* Note that a chain is in flight. */
+void
+pvd_order_add(struct pvd_queue *q, uint16_t head, uint16_t n_desc, bool stray)
 {
-    const struct pvd_chain *c = &q->chains[head];
-    uint32_t n = (uint32_t)c->n_segs - c->direct;
-    uint16_t where[PVD_MAX_SEGS];
-    for (uint32_t i = 0; i < n; i++) {
-        where[i] = (uint16_t)i;
+    q->order[q->n_posted & q->list_mask] = (struct pvd_turn){ .id = head, .n_desc = n_desc, .stray = stray };
+    if (!stray) {
+        q->chains[head].turn = q->n_posted;
     }
-    for (uint32_t i = n - 1; c->shuffle && i > 1; i--) {
-        uint32_t pick = 1 + pvd_random(q->guest, i);
-        uint16_t other = where[pick];
-        where[pick] = where[i];
-        where[i] = other;
-    }
-    struct pvd_desc *table = (struct pvd_desc *)(void *)(q->slots[head].ptr + q->slot_size);
-    for (uint32_t i = 0; i < n; i++) {
-        struct pvd_seg seg;
-        bool last = i + 1 == n;
-        pvd_chain_seg(q, head, c->direct + i, &seg);
-        table[where[i]] = (struct pvd_desc){
-            .addr = seg.gpa,
-            .len = seg.len,
-            .flags = (uint16_t)((q->writable ? PVD_DESC_WRITE : 0) | (last ? 0 : PVD_DESC_NEXT)),
-            .next = last ? 0 : where[i + 1],
-        };
-    }
+    q->n_posted++;
+    q->counters.posted++;
 }
 
-static void
-write_descriptors(struct pvd_queue *q, uint16_t head)
-{
-    const struct pvd_chain *c = &q->chains[head];
-    uint16_t write = q->writable ? PVD_DESC_WRITE : 0;
-    uint16_t id = head;
-    for (uint32_t i = 0; i < c->n_desc; i++) {
-        struct pvd_desc d = { 0 };
-        if (i < c->direct) {
-            struct pvd_seg seg;
-            pvd_chain_seg(q, head, i, &seg);
-            d = (struct pvd_desc){ .addr = seg.gpa, .len = seg.len, .flags = write };
-        } else {
-            uint32_t n = (uint32_t)c->n_segs - c->direct;
-            d = (struct pvd_desc){ .addr = pvd_table_gpa(q, head),
-                                   .len = n * (uint32_t)sizeof(struct pvd_desc),
-                                   .flags = PVD_DESC_INDIRECT };
-            write_table(q, head);
-        }
-        if (i + 1 < c->n_desc) {
-            d.flags |= PVD_DESC_NEXT;
-            d.next = q->link[id];
-        }
-        q->desc[id] = d;
-        id = d.next;
-    }
-}
-
-/* Write the chain's descriptors and its avail entry; pvd_publish shows them to the device. */
+/* Write the chain's descriptors; pvd_publish shows them to the device. */
 void
 pvd_chain_post(struct pvd_queue *q, uint16_t head)
 {
-    write_descriptors(q, head);
+    q->ops->write(q, head);
     q->chains[head].state = PVD_IN_FLIGHT;
-    q->order[q->avail_idx & q->mask] = head;
-    q->avail->ring[q->avail_idx & q->mask] = head;
-    q->avail_idx++;
-    q->counters.posted++;
+    pvd_order_add(q, head, q->chains[head].n_desc, false);
+}
+
+/* Post a receive chain again that was taken. In order, its descriptors may not be those whose turn it is. */
+void
+pvd_chain_repost(struct pvd_queue *q, uint16_t head)
+{
+    if (q->packed || !q->in_order) {
+        pvd_chain_post(q, head);
+        return;
+    }
+    pvd_chain_free(q, head);
+    int next = pvd_chain_build(q, q->guest->conf.rx_buf_size, &q->rx_layout);
+    if (next >= 0) {
+        pvd_chain_post(q, (uint16_t)next);
+    }
 }
 
 void
@@ -308,116 +304,25 @@ pvd_chain_free(struct pvd_queue *q, uint16_t head)
 {
     struct pvd_chain *c = &q->chains[head];
     uint16_t id = head;
-    for (uint32_t i = 0; i < c->n_desc; i++) {
+    /* A chain posted raw has no ids of ours, but in a packed ring it took room. */
+    bool ours = c->n_segs > 0;
+    for (uint32_t i = 0; ours && i < (q->packed ? 1u : c->n_desc); i++) {
         uint16_t next = q->link[id];
         give_id(q, id);
         id = next;
     }
+    q->n_free += c->n_desc;
     if (c->bridge != 0) {
         q->guest->bridges[c->bridge - 1].busy = false;
     }
-    if (c->segs != NULL) {
-        free(c->segs);
-    }
+    free(c->segs);
     *c = (struct pvd_chain){ 0 };
 }
 
 void
 pvd_publish(struct pvd_queue *q)
 {
-    atomic_store_explicit(&q->avail->idx, q->avail_idx, memory_order_release);
-}
-
-static void
-write_kick(const struct pvd_queue *q)
-{
-    uint64_t one = 1;
-    /* EAGAIN means that the counter is full, so that the device has been told often enough. */
-    ssize_t n = write(q->kick_fd, &one, sizeof(one));
-    (void)n;
-}
-
-/* Kick if something was published since the last decision and the device wants to know
- * (sections 2.7.7, 2.7.10). */
-int
-pvd_queue_kick(struct pvd_queue *q)
-{
-    uint16_t old = q->kicked;
-    bool wanted = false;
-    if (old == q->avail_idx) {
-        return 0;
-    }
-    atomic_thread_fence(memory_order_seq_cst);
-    q->kicked = q->avail_idx;
-    if (q->event_idx) {
-        uint16_t event = atomic_load_explicit(q->avail_event, memory_order_relaxed);
-        /* Has the index passed the event since `old`? All of it modulo 2^16. */
-        wanted = (uint16_t)(q->avail_idx - event - 1) < (uint16_t)(q->avail_idx - old);
-    } else {
-        wanted = (atomic_load_explicit(&q->used->flags, memory_order_relaxed) & PVD_USED_NO_NOTIFY) == 0;
-    }
-    if (!wanted) {
-        q->counters.suppressed++;
-        return 0;
-    }
-    q->counters.kicks++;
-    write_kick(q);
-    return 1;
-}
-
-int
-pvd_kick(pvd_guest *guest, uint32_t ring)
-{
-    struct pvd_queue *q = pvd_queue_of(guest, ring);
-    if (q == NULL || guest->mute) {
-        return q == NULL ? -EINVAL : -EFAULT;
-    }
-    return pvd_queue_kick(q);
-}
-
-int
-pvd_kick_force(pvd_guest *guest, uint32_t ring)
-{
-    struct pvd_queue *q = pvd_queue_of(guest, ring);
-    if (q == NULL) {
-        return -EINVAL;
-    }
-    q->kicked = q->avail_idx;
-    q->counters.kicks++;
-    write_kick(q);
-    return 0;
-}
-
-int
-pvd_call_arm(pvd_guest *guest, uint32_t ring)
-{
-    struct pvd_queue *q = pvd_queue_of(guest, ring);
-    if (q == NULL || guest->mute) {
-        return q == NULL ? -EINVAL : -EFAULT;
-    }
-    if (q->event_idx) {
-        atomic_store_explicit(q->used_event, q->last_used, memory_order_relaxed);
-    } else {
-        atomic_store_explicit(&q->avail->flags, 0, memory_order_relaxed);
-    }
-    atomic_thread_fence(memory_order_seq_cst);
-    return atomic_load_explicit(&q->used->idx, memory_order_acquire) != q->last_used;
-}
-
-int
-pvd_call_disarm(pvd_guest *guest, uint32_t ring)
-{
-    struct pvd_queue *q = pvd_queue_of(guest, ring);
-    if (q == NULL || guest->mute) {
-        return q == NULL ? -EINVAL : -EFAULT;
-    }
-    if (q->event_idx) {
-        /* The furthest event there is: one behind what has been taken already. */
-        atomic_store_explicit(q->used_event, (uint16_t)(q->last_used - 1), memory_order_relaxed);
-    } else {
-        atomic_store_explicit(&q->avail->flags, PVD_AVAIL_NO_INTERRUPT, memory_order_relaxed);
-    }
-    return 0;
+    q->ops->publish(q);
 }
 
 /* Note a violation; the reason stays readable in the counters. */
@@ -429,40 +334,103 @@ pvd_fail(struct pvd_queue *q, uint32_t error)
     return -EPROTO;
 }
 
-/* How many used entries wait to be taken. May be more than are in flight: pvd_used_take judges that. */
+/* How many chains wait to be taken, counted up to `limit` at least. May be more than are in flight: pvd_used_take
+ * judges that. */
 uint32_t
-pvd_used_pending(struct pvd_queue *q)
+pvd_used_pending(const struct pvd_queue *q, uint32_t limit)
 {
-    return (uint16_t)(atomic_load_explicit(&q->used->idx, memory_order_acquire) - q->last_used);
+    return q->batch + q->ops->pending(q, limit);
+}
+
+/* Take the oldest chain's place in the order, without a look at it. */
+static struct pvd_turn
+take_turn(struct pvd_queue *q)
+{
+    struct pvd_turn turn = q->order[q->n_taken & q->list_mask];
+    q->n_taken++;
+    q->counters.used++;
+    if (turn.stray && q->packed) {
+        q->n_free += turn.n_desc;
+    }
+    return turn;
+}
+
+/* A chain of an in-order batch of which the last one was named already. */
+static int
+take_implied(struct pvd_queue *q, uint32_t *len)
+{
+    struct pvd_turn turn = take_turn(q);
+    q->batch--;
+    *len = q->batch == 0 ? q->batch_len : 0;
+    if (turn.stray) {
+        return pvd_fail(q, PVD_ERR_ID_RANGE);
+    }
+    q->chains[turn.id].state = PVD_IDLE;
+    return turn.id;
+}
+
+/* What is wrong with a used element; PVD_ERR_NONE for nothing. `batch` is the number of chains that it uses. */
+static uint32_t
+judge(const struct pvd_queue *q, uint32_t id, uint32_t *batch)
+{
+    *batch = 1;
+    if (id >= q->num) {
+        return PVD_ERR_ID_RANGE;
+    }
+    if (q->chains[id].state == PVD_IDLE) {
+        return PVD_ERR_ID_IDLE;
+    }
+    if (!q->in_order) {
+        return PVD_ERR_NONE;
+    }
+    uint32_t before = q->chains[id].turn - q->n_taken;
+    if (before >= pvd_in_flight(q) || (before > 0 && q->writable)) {
+        return PVD_ERR_ORDER;
+    }
+    if (!q->packed && before >= q->ops->pending(q, before + 1)) {
+        return PVD_ERR_ORDER;
+    }
+    *batch = before + 1;
+    return PVD_ERR_NONE;
 }
 
 /*
- * Take the next used entry: its head, with the length that the device reports. -EAGAIN when there is none.
- * -EPROTO when the entry is wrong; it is skipped then, except when the index itself is wrong, as skipping
+ * Take the next used chain: its head, with the length that the device reports. -EAGAIN when there is none. -EPROTO
+ * when the used element is wrong; it is skipped then, except when there is nothing that it could be for, as skipping
  * would never end. The chain stays the caller's to free or post again.
  */
 int
 pvd_used_take(struct pvd_queue *q, uint32_t *len)
 {
-    uint32_t pending = pvd_used_pending(q);
+    uint32_t id;
+    uint32_t batch;
+    if (q->batch > 0) {
+        return take_implied(q, len);
+    }
+    uint32_t pending = q->ops->pending(q, 1);
     if (pending == 0) {
         return -EAGAIN;
     }
     if (pending > pvd_in_flight(q)) {
         return pvd_fail(q, PVD_ERR_USED_JUMP);
     }
-    struct pvd_used_elem e = q->used->ring[q->last_used & q->mask];
-    uint16_t expected = q->order[q->last_used & q->mask];
-    q->last_used++;
-    q->counters.used++;
-    if (e.id >= q->num) {
-        return pvd_fail(q, PVD_ERR_ID_RANGE);
+    q->ops->element(q, &id, len);
+    uint32_t error = judge(q, id, &batch);
+    uint16_t n_desc = error == PVD_ERR_NONE ? q->chains[id].n_desc : q->order[q->n_taken & q->list_mask].n_desc;
+    for (uint32_t i = 0; i + 1 < batch; i++) {
+        q->ops->advance(q, q->order[(q->n_taken + i) & q->list_mask].n_desc);
     }
-    if (q->chains[e.id].state == PVD_IDLE) {
-        return pvd_fail(q, PVD_ERR_ID_IDLE);
+    q->ops->advance(q, n_desc);
+    if (batch > 1) {
+        q->batch = batch;
+        q->batch_len = *len;
+        return take_implied(q, len);
     }
-    q->counters.out_of_order += e.id != expected;
-    q->chains[e.id].state = PVD_IDLE;
-    *len = e.len;
-    return (int)e.id;
+    struct pvd_turn expected = take_turn(q);
+    if (error != PVD_ERR_NONE) {
+        return pvd_fail(q, error);
+    }
+    q->counters.out_of_order += id != expected.id;
+    q->chains[id].state = PVD_IDLE;
+    return (int)id;
 }

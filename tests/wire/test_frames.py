@@ -17,7 +17,8 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, LLC, STP, Dot1AD, Dot1Q, Dot3, Ether
 from scapy.packet import Packet, Raw
 
-from pvswitch.driver import Layout, Load
+from pvswitch.driver import Layout
+from pvswitch.generator import Load
 from pvswitch.guest import Guest
 from pvswitch.process import SwitchProcess
 from pvswitch.vhost_user.features import Feature
