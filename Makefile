@@ -7,9 +7,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 NATIVE := $(shell find native/include native/src native/driver -name '*.[ch]' 2>/dev/null)
 BUILDERS := $(wildcard setup.py native/build_*.py)
+# Python that ruff doesn't know by its name
+SCRIPTS := scripts/check-includes scripts/make-man scripts/instruction-counts docker/healthcheck
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo test test-c test-py lint format fuzz bench clean packages-build packages-demo packages-test
+.PHONY: help build demo test test-c test-py instructions lint format fuzz bench clean
+.PHONY: packages-build packages-demo packages-test
 
 help:
 	@echo 'build    virtual environment in $(VENV) with the pvswitch command, C compiled'
@@ -17,7 +20,8 @@ help:
 	@echo 'test     everything: lint, C tests under sanitizers, Python and system tests'
 	@echo 'test-c   C tests alone      test-py  Python and system tests alone'
 	@echo 'lint     checkers alone     format   reformat Python and C'
-	@echo 'fuzz     the fuzzers        bench    cycles per packet, TCP between VMs and to the host, next to peers'
+	@echo 'instructions  that the switch executes for a frame, compared with bench/instructions.json'
+	@echo 'fuzz     the fuzzers        bench    pvswitch next to other switches, into build/bench'
 	@echo 'clean    remove what was built'
 
 packages-build packages-demo packages-test: packages-%:
@@ -44,31 +48,35 @@ test: packages-test build
 
 test-c:
 	$(MAKE) --no-print-directory -j2 -C native check tsan
+	$(MAKE) --no-print-directory -j2 -C native arm64
+	$(MAKE) --no-print-directory instructions
 	$(if $(shell command -v clang),$(MAKE) --no-print-directory -C native fuzz-quick,@echo 'no clang: fuzzers skipped')
+
+instructions:
+	scripts/instruction-counts
 
 test-py: build
 	$(BIN)/python -m pytest
 
 lint: build
-	$(BIN)/ruff check . scripts/check-includes scripts/make-man docker/healthcheck
-	$(BIN)/ruff format --check . scripts/check-includes scripts/make-man docker/healthcheck
+	$(BIN)/ruff check . $(SCRIPTS)
+	$(BIN)/ruff format --check . $(SCRIPTS)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	scripts/check-includes
 	scripts/lint-c
 
 format: build
-	$(BIN)/ruff check --fix . scripts/check-includes scripts/make-man docker/healthcheck
-	$(BIN)/ruff format . scripts/check-includes scripts/make-man docker/healthcheck
+	$(BIN)/ruff check --fix . $(SCRIPTS)
+	$(BIN)/ruff format . $(SCRIPTS)
 	git ls-files --cached --others --exclude-standard '*.c' '*.h' | xargs --no-run-if-empty clang-format -i
 
 fuzz: packages-test
 	$(MAKE) -C native fuzz
 
 bench: packages-test build
-	$(BIN)/python -m bench.cycles
-	$(BIN)/python -m bench.tcp
-	$(BIN)/python -m bench.uplink
+	mkdir -p build/bench
+	$(BIN)/pvswitch bench --json build/bench/results.json --svg build/bench/results.svg --table build/bench/table.txt
 
 clean:
 	-test ! -f native/Makefile || $(MAKE) --no-print-directory -C native clean

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pvswitch.bench.machine import hugepages
 from pvswitch.process import SwitchProcess
 from pvswitch.vm import (
     Image,
@@ -28,7 +29,6 @@ from pvswitch.vm import (
     qemu_version,
 )
 from tests.conftest import RequirePeer, missing_peer
-from tests.system.testpmd import hugepages
 from tests.system.traffic import Host, build_traffic
 
 StartSwitch = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[SwitchProcess]]

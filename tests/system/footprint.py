@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process holds and spends, as /proc tells it."""
+"""What a process holds, as /proc tells it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,6 @@ def footprint(pid: int) -> Footprint:
         maps=len(maps),
         guest_maps=sum("/memfd:" in line for line in maps),
     )
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that all threads of the process have used, to the nanosecond (schedstat of proc(5))."""
-    tasks = (Path("/proc") / str(pid) / "task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def leftovers(folder: Path) -> list[str]:

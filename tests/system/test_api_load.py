@@ -21,9 +21,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from pvswitch.bench.testpmd import Testpmd
 from pvswitch.process import SwitchProcess
 from tests.system.conftest import StartSwitch, from_environment
-from tests.system.testpmd import Testpmd
 
 SECONDS = from_environment("PVSWITCH_TEST_SECONDS", 5)
 TURN_SECONDS = 5

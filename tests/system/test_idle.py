@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from pvswitch.bench.machine import cpu_seconds
 from pvswitch.guest import Guest
 from tests.system.conftest import StartSwitch, from_environment
-from tests.system.footprint import cpu_seconds
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from pvswitch.bench.testpmd import Testpmd
 from tests.system.conftest import StartSwitch, from_environment
-from tests.system.testpmd import Testpmd
 
 pytestmark = pytest.mark.timeout(300)
 

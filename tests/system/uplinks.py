@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pvswitch.bench.far import FarHost, build_root
 from pvswitch.namespace import Namespace
 from pvswitch.process import SwitchProcess
 from pvswitch.vm import Image, Machine, Nic, accelerator, qemu_version
 from tests.system.conftest import StartSwitch
-from tests.system.far import FarHost, build_root
 
 FAMILIES = ("IPv4", "IPv6")
 KINDS = ("tap", "af_packet")

@@ -14,9 +14,12 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from pvswitch.bench.errors import BenchError, MissingPeer
 
 VSWITCHD = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
@@ -24,8 +27,8 @@ DEADLINE = 60.0
 FOLDER_VARIABLES = ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR")
 
 
-class OvsError(Exception):
-    """OVS-DPDK is not installed or did not do what was asked; the message says which."""
+class OvsError(BenchError):
+    """OVS-DPDK did not do what was asked; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,21 @@ class PmdStats:
 
 
 class Ovs:
-    """OVS-DPDK with one bridge and the named dpdkvhostuser ports; `sockets[name]` is where it listens."""
+    """OVS-DPDK with one bridge and the named dpdkvhostuser ports; `sockets[name]` is where it listens.
 
-    def __init__(self, ports: list[str], *, pmd_cpu: int = 0) -> None:
+    `macs` addresses fit into its table, `mtu` is that of all ports. `tso` is its `userspace-tso-enable`; as only ports
+    of type dpdkvhostuserclient offer TSO then, all are, and it is the guests that have to listen on `sockets`.
+    """
+
+    def __init__(
+        self, ports: Sequence[str], *, pmd_cpu: int = 0, macs: int = 8192, mtu: int = 1500, tso: bool = False
+    ) -> None:
+        """Nothing is started yet; the folder is made."""
         self._ports = ports
         self._pmd_cpu = pmd_cpu
+        self._macs = macs
+        self._mtu = mtu
+        self._tso = tso
         self._folder = Path(tempfile.mkdtemp(prefix="pvswitch-ovs-"))
         self._daemons: list[asyncio.subprocess.Process] = []
         self._environment = {
@@ -54,9 +67,10 @@ class Ovs:
         self.sockets = {name: self._folder / name for name in ports}
 
     async def __aenter__(self) -> Self:
-        if shutil.which(VSWITCHD) is None:
-            raise OvsError("OVS-DPDK not found: apt-get install openvswitch-switch-dpdk")
+        """Start it and add the ports; raises MissingPeer where it isn't installed."""
         try:
+            if shutil.which(VSWITCHD) is None:
+                raise MissingPeer("OVS-DPDK not found: apt-get install openvswitch-switch-dpdk")
             await self._start()
         except BaseException:
             await self.close()
@@ -64,6 +78,7 @@ class Ovs:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Stop it."""
         await self.close()
 
     async def close(self) -> None:
@@ -105,6 +120,14 @@ class Ovs:
             processing_cycles_per_packet=number(r"avg processing cycles per packet: ([\d.]+)"),
         )
 
+    async def addresses(self) -> int:
+        """Return how many addresses the bridge knows."""
+        output = await self._appctl("fdb/stats-show", "br0")
+        found = re.search(r"MAC entries in the table: (\d+)/", output)
+        if found is None:
+            raise OvsError(f"no number of addresses in fdb/stats-show:\n{output}")
+        return int(found[1])
+
     async def _start(self) -> None:
         database = self._folder / "conf.db"
         await self._call("ovsdb-tool", "create", str(database), SCHEMA)
@@ -117,7 +140,9 @@ class Ovs:
         await self._vsctl(
             *("--no-wait", "set", "Open_vSwitch", ".", "other_config:dpdk-init=true"),
             f"other_config:pmd-cpu-mask={1 << self._pmd_cpu:#x}",
-            *("other_config:dpdk-lcore-mask=0x1", "other_config:dpdk-socket-mem=1024"),
+            f"other_config:dpdk-lcore-mask={1 << self._pmd_cpu:#x}",
+            f"other_config:userspace-tso-enable={str(self._tso).lower()}",
+            "other_config:dpdk-socket-mem=1024",
             "other_config:dpdk-extra=--no-pci --in-memory --file-prefix pvswitch-ovs",
         )
         await self._daemon(
@@ -125,9 +150,16 @@ class Ovs:
             *("-vconsole:off", f"--log-file={self._folder}/switch.log"),
         )
         await self._wait_for(self._folder / "switch.ctl")
-        await self._vsctl("add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev")
+        words = ["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"]
+        words += [f"other-config:mac-table-size={self._macs}"]
         for port in self._ports:
-            await self._vsctl("add-port", "br0", port, "--", "set", "Interface", port, "type=dpdkvhostuser")
+            words += ["--", "add-port", "br0", port, "--", "set", "Interface", port, f"mtu_request={self._mtu}"]
+            if self._tso:
+                words += ["type=dpdkvhostuserclient", f"options:vhost-server-path={self.sockets[port]}"]
+            else:
+                words += ["type=dpdkvhostuser"]
+        await self._vsctl(*words)
+        for port in () if self._tso else self._ports:
             await self._wait_for(self.sockets[port])
 
     async def _daemon(self, *arguments: str) -> None:
@@ -152,6 +184,7 @@ class Ovs:
         )
 
     async def _call(self, *arguments: str) -> str:
+        """Run a program to its end; return what it prints. Raises OvsError, at once when a daemon ends meanwhile."""
         process = await asyncio.create_subprocess_exec(
             *arguments,
             env=self._environment,
@@ -159,8 +192,21 @@ class Ovs:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        async with asyncio.timeout(DEADLINE):
-            output, _ = await process.communicate()
+        answer = asyncio.create_task(process.communicate())
+        ends = [asyncio.create_task(daemon.wait()) for daemon in self._daemons]
+        try:
+            await asyncio.wait([answer, *ends], timeout=DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                gone = any(end.done() for end in ends)
+                why = "OVS-DPDK ended" if gone else f"no answer in {DEADLINE:.0f} s"
+                raise OvsError(f"{arguments[0]} failed: {why}{self._log()}")
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            output, _ = await answer
+            for end in ends:
+                end.cancel()
         if process.returncode != 0:
             raise OvsError(f"{' '.join(arguments)} failed: {output.decode(errors='replace').strip()}{self._log()}")
         return output.decode(errors="replace")
@@ -169,7 +215,7 @@ class Ovs:
         try:
             async with asyncio.timeout(DEADLINE):
                 while not _exists(path):  # noqa: ASYNC110 (another process makes the file)
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.02)
         except TimeoutError:
             raise OvsError(f"OVS-DPDK made no {path.name} within {DEADLINE:.0f} s{self._log()}") from None
 

@@ -3,7 +3,7 @@
 
 It has network, processes and mounts of its own, and a root of busybox and a few programs, so that a command for a guest
 means the same here: `/tmp` and `/www` are its own, and nothing that it leaves behind outlives it. Programs that only
-look, as tcpdump, are started from outside by `launcher`. The tests and bench/ use it.
+look, as tcpdump, are started from outside by `launcher`. The tests and the benchmarks use it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class FarHost(Namespace):
     KINDS = ("--mount", "--pid", "--fork", "--kill-child=KILL")
 
     def __init__(self, name: str, root: Path) -> None:
+        """`name` is for messages, `root` what `build_root` has filled; nothing is made yet."""
         super().__init__()
         self.name = name
         self._root = root

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going through the cases in turns: every switch in each case, all cases in each round, processes always fresh.
+
+The order is round, case, switch: what is compared is measured within seconds of each other, and the rounds are spread
+over the whole run, so that what the machine does meanwhile meets all alike. `Bench` is what a run has at hand. What
+can't be measured is noted with its reason, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pvswitch.bench import tcp, uplink
+from pvswitch.bench.cases import (
+    FIGURES,
+    PVSWITCH,
+    Case,
+    Circle,
+    Frames,
+    Idle,
+    Latency,
+    Silence,
+    Tcp,
+    Uplink,
+)
+from pvswitch.bench.circle import circle
+from pvswitch.bench.errors import BenchError, MissingPeer, NotOffered
+from pvswitch.bench.generator import Generator, Outcome, faults
+from pvswitch.bench.machine import Others, cpu_seconds
+from pvswitch.bench.results import Results, Sample
+from pvswitch.bench.streams import Boot, Labs, measure
+from pvswitch.bench.switches import SWITCHES, Running, Wanted
+from pvswitch.errors import PvswitchError
+from pvswitch.vm import MissingTool, build_image, find_qemu
+
+WARM_UP_SECONDS = 0.2
+# A switch that has many addresses to learn may let some go by and take them at their next frame.
+LEARN_ROUNDS = 20
+TRIPS = 20
+IDLE_SETTLE_SECONDS = 1.0
+# Turns that a peer may fail in a case before it isn't asked for it any more.
+MAX_FAILURES = 2
+
+
+@dataclass
+class Bench:
+    """What a run has at hand: processors for switch and generator, hugepages or not, a folder, and how long to measure.
+
+    `seconds` None leaves that to each case. `say` gets a line for each turn.
+    """
+
+    cpus: tuple[int, int]
+    huge: bool
+    folder: Path
+    seconds: float | None = None
+    say: Callable[[str], None] = print
+    _boot: Boot | None = field(default=None, init=False)
+
+    def boot(self) -> Boot:
+        """Return what QEMU guests boot, made at the first call; raises NotOffered where there is no QEMU."""
+        if self._boot is None:
+            try:
+                qemu = find_qemu()
+                image = build_image(self.folder, extra_binaries=("iperf3",))
+            except MissingTool as error:
+                raise NotOffered(str(error)) from error
+            self._boot = Boot(image, qemu, self.huge)
+        return self._boot
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One switch's turn in a case."""
+
+    case: Case
+    switch: str
+    number: int
+    bench: Bench
+
+    @property
+    def seconds(self) -> float:
+        """For how long to measure."""
+        return self.bench.seconds or self.case.seconds
+
+    def sample(self, figures: Mapping[str, float], outcome: Outcome | None = None, **seen: float) -> Sample:
+        """Return a sample of this turn; the outcome of frames says what is wrong with it."""
+        wrong: tuple[str, ...] = ()
+        if outcome is not None:
+            work = self.case.work
+            order_owed = not isinstance(work, Frames) or work.macs == 1
+            wrong = tuple(faults(outcome, loss_allowed=self.case.loss_allowed, order_owed=order_owed))
+            seen |= {key: value for key, value in vars(outcome).items() if value is not None}
+        return Sample(self.case.name, self.switch, self.number, figures, faults=wrong, seen=seen)
+
+
+# ---- what a turn does, by the case's work
+
+
+@asynccontextmanager
+async def _started(turn: Turn, wanted: Wanted) -> AsyncIterator[tuple[Running, Generator]]:
+    """Start both processes at a time; the guests leave before the switch ends."""
+    async with Generator(turn.bench.cpus[1]) as generator, SWITCHES[turn.switch](wanted) as running:
+        yield running, generator
+        await generator.close()
+
+
+async def _ready(generator: Generator, running: Running, frames: Frames) -> None:
+    """Bring the guests up, and let the switch learn all of their addresses."""
+    await generator.connect(running.sockets, frames.guests, listen=running.client)
+    for _ in range(LEARN_ROUNDS):
+        await generator.prime(frames)
+        known = await running.addresses()
+        if known is None or known >= frames.macs * (1 if frames.flood else frames.guests.active // 2):
+            return
+        await asyncio.sleep(0.1)
+    raise BenchError(f"the switch has learned {known} addresses, not the {frames.macs} that were shown to it")
+
+
+def _wanted(turn: Turn, frames: Frames) -> Wanted:
+    guests = frames.guests
+    return Wanted(
+        ports=guests.active + guests.idle,
+        cpu=turn.bench.cpus[0],
+        frame=frames.size,
+        macs=frames.macs,
+        gso=guests.gso,
+        on_full=frames.on_full,
+        huge=turn.bench.huge,
+    )
+
+
+async def _frames(turn: Turn, work: Frames) -> list[Sample]:
+    async with _started(turn, _wanted(turn, work)) as (running, generator):
+        await _ready(generator, running, work)
+        await generator.run(work, WARM_UP_SECONDS)
+        await running.begin()
+        others = Others(running.pid, generator.pid)
+        outcome = await generator.run(work, turn.seconds)
+        disturbed = others.cores()
+        spent = await running.spent()
+    figures = {"mpps": outcome.mpps, "gbits": outcome.mpps * work.size * 8 / 1e3}
+    if spent is not None and outcome.received:
+        figures["cycles"] = spent.cycles / outcome.received
+    if turn.case.loss_allowed and outcome.sent:
+        figures["loss"] = 100 * outcome.lost / (outcome.sent * outcome.copies)
+    return [turn.sample(figures, outcome, others=round(disturbed, 3))]
+
+
+async def _latency(turn: Turn, work: Latency) -> list[Sample]:
+    frames = work.frames
+    async with _started(turn, _wanted(turn, frames)) as (running, generator):
+        await _ready(generator, running, frames)
+        full = await generator.run(frames, max(WARM_UP_SECONDS, turn.seconds / 2))
+        outcome = await generator.run(frames, turn.seconds, rate_pps=int(full.mpps * 1e6 * work.share))
+    figures = {"mpps": outcome.mpps}
+    if outcome.p50_ns is not None and outcome.p99_ns is not None:
+        figures |= {"p50_us": outcome.p50_ns / 1e3, "p99_us": outcome.p99_ns / 1e3}
+    return [turn.sample(figures, outcome)]
+
+
+async def _circle(turn: Turn, work: Circle) -> list[Sample]:
+    switch, generator = turn.bench.cpus
+    wanted = Wanted(ports=2, cpu=switch, frame=work.size, huge=turn.bench.huge)
+    if not turn.bench.huge:
+        raise NotOffered("testpmd as generator needs hugepages: run this as root")
+    async with SWITCHES[turn.switch](wanted) as running:
+        return [await circle(running, turn.case, work, turn.switch, turn.number, seconds=turn.seconds, cpu=generator)]
+
+
+async def _streams(turn: Turn, labs: Labs) -> list[Sample]:
+    async with labs[turn.switch](turn.bench.boot()) as lab:
+        return await measure(lab, turn.case.name, turn.switch, turn.number, turn.seconds)
+
+
+async def _idle(turn: Turn, work: Idle) -> list[Sample]:
+    frames = Frames(64)
+    wanted = Wanted(ports=work.guests, cpu=None, polling="adaptive", huge=turn.bench.huge)
+    async with _started(turn, wanted) as (running, generator):
+        await _ready(generator, running, frames)
+        await asyncio.sleep(IDLE_SETTLE_SECONDS)
+        before, began = cpu_seconds(running.pid), time.monotonic()
+        await asyncio.sleep(turn.seconds)
+        share = (cpu_seconds(running.pid) - before) / (time.monotonic() - began)
+    return [turn.sample({"cpu": 100 * share})]
+
+
+async def _silence(turn: Turn, work: Silence) -> list[Sample]:
+    wanted = Wanted(ports=2, cpu=turn.bench.cpus[0], polling=work.polling, huge=turn.bench.huge)
+    async with _started(turn, wanted) as (running, generator):
+        await _ready(generator, running, Frames(64))
+        await generator.round_trips(TRIPS)
+        await asyncio.sleep(work.seconds)
+        first, following = await generator.round_trips(2)
+    if first is None or following is None:
+        raise BenchError("a frame was lost")
+    return [turn.sample({"first_us": first / 1e3, "next_us": following / 1e3})]
+
+
+async def _measure(turn: Turn) -> list[Sample]:
+    match turn.case.work:
+        case Frames() as work:
+            return await _frames(turn, work)
+        case Latency() as work:
+            return await _latency(turn, work)
+        case Circle() as work:
+            return await _circle(turn, work)
+        case Tcp():
+            return await _streams(turn, tcp.LABS)
+        case Uplink():
+            return await _streams(turn, uplink.LABS)
+        case Idle() as work:
+            return await _idle(turn, work)
+        case Silence() as work:
+            return await _silence(turn, work)
+
+
+# ---- all of it
+
+
+async def run(
+    cases: Sequence[Case],
+    switches: Collection[str],
+    bench: Bench,
+    results: Results,
+    *,
+    rounds: int,
+    budget: float | None = None,
+) -> None:
+    """Measure into `results`. With a budget of seconds no round begins that would end after it."""
+    began = time.monotonic()
+    longest = 0.0
+    for number in range(1, rounds + 1):
+        start = time.monotonic()
+        if budget is not None and start - began + longest > budget:
+            bench.say(f"{number - 1} of {rounds} rounds: there is no time for more")
+            return
+        for case in cases:
+            for switch in case.switches:
+                if switch in switches and switch not in results.missing:
+                    await _one(Turn(case, switch, number, bench), results)
+        longest = max(longest, time.monotonic() - start)
+
+
+async def _one(turn: Turn, results: Results) -> None:
+    """Give a switch its turn, and note what comes of it."""
+    name, switch = turn.case.name, turn.switch
+    failures = results.failures(name, switch)
+    if switch in results.left_out.get(name, {}) or (switch != PVSWITCH and len(failures) >= MAX_FAILURES):
+        return
+    try:
+        samples = await _measure(turn)
+    except MissingPeer as error:
+        results.missing[switch] = str(error)
+        turn.bench.say(f"{switch} is left out: {error}")
+        return
+    except NotOffered as error:
+        results.leave_out(name, switch, str(error))
+        turn.bench.say(f"{name}: {switch} is left out: {error}")
+        return
+    except (PvswitchError, OSError, TimeoutError) as error:
+        samples = [Sample(name, switch, turn.number, {}, faults=(str(error) or type(error).__name__,))]
+    results.samples += samples
+    for sample in samples:
+        turn.bench.say(_line(sample))
+
+
+def _line(sample: Sample) -> str:
+    """Return a sample in one line."""
+    words = [
+        f"{sample.figures[key]:,.{kind.digits}f} {kind.unit}" for key, kind in FIGURES.items() if key in sample.figures
+    ]
+    where = f"{sample.case} {sample.part}".strip()
+    return f"round {sample.round}  {where:<24} {sample.switch:<10} {'  '.join([*words, *sample.faults])}"

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix is what it says: names, buffers, windows, and everything that a case refers to."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvswitch.bench.cases import (
+    CASES,
+    FIGURES,
+    NET_HEADER,
+    PVSWITCH,
+    Case,
+    Circle,
+    Frames,
+    Idle,
+    Latency,
+    Silence,
+    Tcp,
+    Uplink,
+    select,
+)
+from pvswitch.bench.errors import BenchError
+
+NAMES = [case.name for case in CASES]
+FRAMES = [
+    (case.name, case.work.frames if isinstance(case.work, Latency) else case.work)
+    for case in CASES
+    if isinstance(case.work, Frames | Latency)
+]
+
+
+def test_the_matrix_is_complete() -> None:
+    wanted = {
+        f"{size}-{rings}{mrg}"
+        for size in ("64", "256", "1518", "9000", "gso")
+        for rings in ("split", "packed")
+        for mrg in ("", "-mrg")
+    }
+    wanted |= {f"{size}-{rings}-mrg-L2" for size in ("1518", "9000") for rings in ("split", "packed")}
+    wanted |= {"64-split-mrg-L0", "64-packed-mrg-L0", "64-split-mrg-shuffled", "1518-split-mrg-shuffled"}
+    wanted |= {"ports-2", "ports-8", "ports-32", "idle-62", "flood-7", "macs-1", "macs-1024", "macs-65536"}
+    wanted |= {"latency-10", "latency-80", "tcp", "uplink", "idle-cpu", "silence-busy", "silence-adaptive"}
+    wanted |= {f"gso-{kind}-{full}" for kind in ("overrun", "slow") for full in ("drop", "backpressure")}
+    wanted |= {f"testpmd-{size}-{rings}" for size in ("64", "1518") for rings in ("split", "packed")}
+    assert len(NAMES) == len(set(NAMES))
+    assert set(NAMES) == wanted
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_a_case_refers_to_what_there_is(case: Case) -> None:
+    assert case.figure in FIGURES
+    assert case.switches[0] == PVSWITCH
+    assert set(case.targets) <= set(case.switches) - {PVSWITCH}
+    if case.against is not None:
+        assert case.against.case in NAMES
+        assert case.against.figure in FIGURES
+        other = next(each for each in CASES if each.name == case.against.case)
+        assert set(case.switches) <= set(other.switches)
+
+
+@pytest.mark.parametrize(("name", "frames"), FRAMES, ids=[name for name, _ in FRAMES])
+def test_frames_fit_and_no_ring_can_overflow(name: str, frames: Frames) -> None:
+    guests = frames.guests
+    whole = frames.size + NET_HEADER
+    buffers = -(-whole // guests.rx_buffer)
+    assert whole <= guests.tx_buffer
+    assert guests.mrg or buffers == 1
+    assert frames.window <= guests.queue_size
+    if not name.startswith(("gso-overrun", "gso-slow")):
+        assert frames.window * buffers <= guests.queue_size
+    else:
+        assert frames.window * buffers > guests.queue_size
+    assert guests.active % 2 == 0
+    assert frames.macs == 1 or not frames.flood
+
+
+def test_loss_is_allowed_only_where_receivers_are_overrun_and_drop() -> None:
+    allowed = {case.name for case in CASES if case.loss_allowed}
+    assert allowed == {"gso-overrun-drop", "gso-slow-drop"}
+
+
+def test_what_is_quick_needs_neither_qemu_nor_waiting() -> None:
+    quick = [case for case in CASES if case.quick]
+    assert len(quick) >= 3
+    assert not any(isinstance(case.work, Tcp | Uplink | Idle | Silence | Circle) for case in quick)
+
+
+def test_cases_are_chosen_by_patterns_in_their_own_order() -> None:
+    assert [case.name for case in select(["macs-*", "64-split"])] == ["64-split", "macs-1", "macs-1024", "macs-65536"]
+    assert select([]) == list(CASES)
+    with pytest.raises(BenchError, match=r"No case matches '65-\*': `pvswitch bench --list`"):
+        select(["64-split", "65-*"])
