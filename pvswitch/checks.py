@@ -130,6 +130,9 @@ def _worker_errors(config: SwitchConfig) -> list[FieldError]:
     if len(cpus) not in (0, workers):
         message = f"must name a processor for each of the {workers} workers, or none: {len(cpus)} are named"
         errors.append(FieldError(("datapath", "cpus"), message))
+    if config.datapath.rebalance_seconds and workers == 1:
+        message = "moves queues between workers, and there is one: raise `datapath.workers`, or leave it out"
+        errors.append(FieldError(("datapath", "rebalance_seconds"), message))
     for name, port in config.ports.items():
         if port.type != "vhost-user":
             continue

@@ -29,7 +29,7 @@ from pvswitch.model import (
     SwitchConfig,
 )
 from pvswitch.revisions import Revisions
-from pvswitch.state import FdbEntry, PortState, PortStats, WorkerPerf
+from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, WorkerPerf
 
 
 class Dataplane(Protocol):
@@ -73,6 +73,12 @@ class Dataplane(Protocol):
 
     def perf(self) -> list[WorkerPerf]:
         """Return what each worker spends."""
+
+    def queue_perf(self) -> Iterable[QueuePerf]:
+        """Return what each running queue that frames are taken from costs; they may change while they are looked at."""
+
+    async def rebalance(self, *, dry_run: bool) -> Rebalance:
+        """Measure for a moment, and move queues between workers where that helps. Raises ApplyError."""
 
     def ready(self) -> bool:
         """Return whether frames are being forwarded."""

@@ -28,10 +28,15 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 METHODS = frozenset({"GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS"})
 
 _PORT_COUNTERS = tuple(name for name, field in PortStats.model_fields.items() if field.annotation is int)
-_QUEUE_COUNTERS = ("packets", "bytes", "notifications", "notifications_suppressed")
+_QUEUE_COUNTERS = ("packets", "bytes", "notifications", "notifications_suppressed", "cycles")
 _WORKER_COUNTERS = {
     "packets": "frames taken from rings and uplinks",
     "cycles": "TSC cycles spent on bursts",
+    "idle_cycles": "TSC cycles spent on looking in vain",
+    "queue_full": "copies that found their receiver full",
+    "notifications": "guests called",
+    "notifications_suppressed": "guests that had asked not to be called",
+    "kicks": "kicks of guests",
     "polls": "rounds of the poll loop",
     "sleeps": "times it went to sleep",
 }
@@ -190,5 +195,9 @@ def _workers(perf: list[WorkerPerf]) -> Iterator[Metric]:
         seconds.add_metric([str(worker.worker)], worker.busy_seconds)
         for size, count in worker.bursts.items():
             bursts.add_metric([str(worker.worker), size], count)
+    sleeping = GaugeMetricFamily("pvswitch_worker_sleeping", "whether it sleeps at this moment", labels=["worker"])
+    for worker in perf:
+        sleeping.add_metric([str(worker.worker)], worker.sleeping)
     yield seconds
     yield bursts
+    yield sleeping

@@ -83,14 +83,14 @@ class Bridge(ConfigModel):
 class Features(ConfigModel):
     """Virtio features offered to a front end; switch off single ones."""
 
-    LATER = frozenset({"packed", "in_order"})
-
     mrg_rxbuf: Bool = True
     csum: Bool = Field(True, description="checksums left to the other side; without it no tso and no uso either")
     tso: Bool = Field(True, description="TCP frames of up to 64 KiB, both ways")
     uso: Bool = Field(True, description="the same for UDP")
     event_idx: Bool = True
     indirect: Bool = True
+    packed: Bool = Field(True, description="packed rings, for drivers that ask for them")
+    in_order: Bool = Field(True, description="rings in order, for drivers that ask for them")
 
 
 class Port(ConfigModel):
@@ -208,6 +208,9 @@ class DatapathConfig(ConfigModel):
     cpus: tuple[Cpu, ...] = Field((), max_length=MAX_WORKERS, description="one per worker; unpinned when empty")
     polling: Literal["busy", "adaptive", "interrupt"] = "adaptive"
     poll_us: Int = Field(50, ge=0, le=1_000_000, description="microseconds of polling before sleep, at most (adaptive)")
+    rebalance_seconds: Int = Field(
+        0, ge=0, le=3600, description="how often to move queues from busy workers to others; 0 = never by itself"
+    )
 
 
 def default_runtime_dir() -> Path:

@@ -21,13 +21,16 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from pvswitch.balancer import Balancer
 from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
 from pvswitch.identity import Identity
 from pvswitch.model import Bridge, SwitchConfig, VhostUserPort
 from pvswitch.netlink import Watches
-from pvswitch.state import FdbEntry, PortState, PortStats, WorkerPerf
+from pvswitch.perf import queue_perf, worker_perf
+from pvswitch.rebalance import QueueSample, Sample
+from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, WorkerPerf
 from pvswitch.switch_port import SwitchPort
 from pvswitch.uplink_port import UplinkPort
 from pvswitch.vhost_port import VhostPort
@@ -36,6 +39,9 @@ log = structlog.get_logger(__name__)
 
 WATCHDOG_SECONDS = 0.25
 """How often to look for a worker that hangs in a call to a guest; every fourth time the house is kept."""
+
+SAMPLED = 16
+"""Ports whose queues are read before others have their turn."""
 
 
 @dataclass(slots=True)
@@ -69,16 +75,23 @@ class Ports:
         self._fdbs: dict[str, Fdb] = {}
         self._names: dict[int, str] = {}  # port reference -> name, for what the core reports
         self._housekeeper: asyncio.Task[None] | None = None
+        self._balancer = Balancer(datapath.workers, self._sample, self._move_queue)
         datapath.on_event = self._on_event
 
     # ---- life
 
     def start(self) -> None:
-        """Begin the regular work: the watchdog; once a second ageing, and looking for unshared guest memory."""
+        """Begin the regular work: the watchdog; once a second ageing, and looking for unshared guest memory.
+
+        Queues are rebalanced as often as the configuration says.
+        """
         self._housekeeper = asyncio.create_task(self._keep_house(), name="housekeeping")
+        if self._config is not None and self._config.datapath.rebalance_seconds:
+            self._balancer.start(self._config.datapath.rebalance_seconds)
 
     async def close(self) -> None:
         """Close every port and free every FDB."""
+        await self._balancer.close()
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -307,26 +320,34 @@ class Ports:
 
     def perf(self) -> list[WorkerPerf]:
         """Return what each poll thread spends."""
-        return [self._worker_perf(i) for i in range(self._datapath.workers)]
+        return [worker_perf(i, self._datapath.perf(i)) for i in range(self._datapath.workers)]
 
-    def _worker_perf(self, worker: int) -> WorkerPerf:
-        perf = self._datapath.perf(worker)
-        bursts: Counter[str] = Counter()
-        for size, count in enumerate(perf.burst_histogram):
-            if count:
-                bursts[str(1 << (size.bit_length() - 1))] += count
-        return WorkerPerf(
-            name=f"worker{worker}",
-            worker=worker,
-            packets=perf.packets,
-            cycles=perf.busy_cycles,
-            cycles_per_packet=perf.busy_cycles / perf.packets if perf.packets else None,
-            busy_seconds=perf.busy_cycles / perf.cycles_per_second if perf.cycles_per_second else 0.0,
-            busy_share=perf.busy_cycles / perf.total_cycles if perf.total_cycles else 0.0,
-            bursts=dict(bursts),
-            polls=perf.loops,
-            sleeps=perf.sleeps,
-        )
+    def queue_perf(self) -> Iterator[QueuePerf]:
+        """Iterate over what each running queue that frames are taken from has cost; ports may come and go meanwhile."""
+        total = [self._datapath.perf(i).total_cycles for i in range(self._datapath.workers)]
+        for port in list(self._ports.values()):
+            if self._ports.get(port.name) is port:  # else its handle may be gone
+                for queue in port.polled():
+                    yield queue_perf(port.name, queue, total[queue.worker])
+
+    async def rebalance(self, *, dry_run: bool) -> Rebalance:
+        """Measure the queues' loads, and move queues to other workers where that helps. Raises ApplyError."""
+        return await self._balancer.balance(dry_run=dry_run)
+
+    async def _sample(self) -> Sample:
+        """Read what the queues have cost; others have their turn meanwhile."""
+        queues: dict[tuple[str, int], QueueSample] = {}
+        for turn, port in enumerate(list(self._ports.values())):
+            if turn % SAMPLED == 0:
+                await asyncio.sleep(0)
+            if self._ports.get(port.name) is port:
+                for queue in port.polled():
+                    queues[port.name, queue.queue] = QueueSample(queue.worker, queue.cycles, queue.pinned)
+        perfs = [self._datapath.perf(i) for i in range(self._datapath.workers)]
+        return Sample(tuple(perf.busy_cycles for perf in perfs), tuple(perf.total_cycles for perf in perfs), queues)
+
+    async def _move_queue(self, port: str, queue: int, worker: int) -> None:
+        await self._ports[port].move_queue(queue, worker)
 
     def ready(self) -> bool:
         """Return whether a configuration is in force."""

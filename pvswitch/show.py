@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pvswitch.client import Client, Event, Json, PlanResult
+    from pvswitch.state import Rebalance
 
 Format = Literal["table", "json", "yaml"]
 WIDE = 1000  # columns where the output is no terminal: one line for each row, for grep and awk
@@ -71,6 +72,11 @@ def difference(plan: PlanResult, form: Format) -> None:
     _print(_plain(plan), form, _draw_difference)
 
 
+def rebalanced(result: Rebalance, form: Format) -> None:
+    """Print which queues have gone to other workers, or would."""
+    _print(_plain(result), form, _draw_rebalance)
+
+
 def _print(data: Any, form: Format, draw: Callable[[Any], RenderableType], *, one_of_many: bool = False) -> None:
     """Print data; as `one_of_many` a line of JSON, a YAML document, or a table with an empty line after it."""
     if form == "table":
@@ -99,7 +105,7 @@ def to_yaml(data: Any) -> str:
 
 
 def _plain(model: BaseModel) -> Any:
-    return model.model_dump(mode="json", exclude_none=True)
+    return model.model_dump(mode="json", exclude_none=True, by_alias=True)
 
 
 def _page(items: Iterable[BaseModel]) -> Json:
@@ -209,19 +215,59 @@ def _drops(stats: Json) -> str:
 
 
 def _draw_perf(data: Json) -> RenderableType:
-    columns = ("WORKER", "PACKETS", "CYCLES/PACKET", "BUSY", "POLLS", "SLEEPS", "BURSTS")
+    columns = ("WORKER", "BUSY", "CYCLES/PACKET", "PACKETS", "BURSTS", "MEAN", "FULL")
+    more = ("NOTIFIED", "SUPPRESSED", "KICKS", "SLEEPING")
     rows = (
         [
-            *(worker["name"], worker["packets"]),
-            "-" if worker.get("cycles_per_packet") is None else f"{worker['cycles_per_packet']:.0f}",
-            f"{worker['busy_share']:.1%}",
-            worker["polls"],
-            worker["sleeps"],
+            *(worker["name"], f"{worker['busy_share']:.1%}", _number(worker.get("cycles_per_packet"))),
+            *(worker["packets"], worker["burst_count"], _number(worker.get("mean_burst"), 1)),
+            *(worker[key] for key in ("queue_full", "notifications", "notifications_suppressed", "kicks", "sleeping")),
+        ]
+        for worker in data["items"]
+    )
+    workers = _table((*columns, *more), rows, numbers=(*columns[1:], *more[:-1]))
+    sizes = (
+        [
+            *(worker[key] for key in ("name", "polls", "sleeps")),
             " ".join(f"{size}:{count}" for size, count in worker["bursts"].items() if count) or "-",
         ]
         for worker in data["items"]
     )
+    loops = _table(("WORKER", "POLLS", "SLEEPS", "BURSTS BY SIZE"), sizes, numbers=("POLLS", "SLEEPS"))
+    return Group(workers, Text(""), loops)
+
+
+def _draw_queue_perf(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no queues: no guest's driver has started, and no interface is open")
+    columns = ("PORT", "QUEUE", "WORKER", "PACKETS", "CYCLES", "CYCLES/PACKET", "BUSY", "PINNED")
+    rows = (
+        [
+            *(queue[key] for key in ("port", "queue", "worker", "packets", "cycles")),
+            *(_number(queue.get("cycles_per_packet")), f"{queue['busy_share']:.1%}", queue["pinned"]),
+        ]
+        for queue in data["items"]
+    )
     return _table(columns, rows, numbers=columns[1:-1])
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _draw_rebalance(data: Json) -> RenderableType:
+    before, after = data["before"]["workers"], data["after"]["workers"]
+    workers = _table(
+        ("WORKER", "BUSY BEFORE", "BUSY AFTER"),
+        ([i, f"{before[i]:.1%}", f"{after[i]:.1%}"] for i in range(len(before))),
+        numbers=("BUSY BEFORE", "BUSY AFTER"),
+    )
+    message = Text(data["message"] + ("" if data["applied"] or not data["moves"] else " (not done)"))
+    if not data["moves"]:
+        return Group(message, Text(""), workers)
+    columns = ("PORT", "QUEUE", "FROM", "TO", "LOAD")
+    rows = ([*(move[key] for key in ("port", "queue", "from", "to")), f"{move['load']:.1%}"] for move in data["moves"])
+    return Group(message, Text(""), _table(columns, rows, numbers=columns[1:]), Text(""), workers)
 
 
 def _draw_revisions(data: Json) -> RenderableType:
@@ -282,6 +328,7 @@ SUBJECTS: dict[str, tuple[Fetch, Draw]] = {
     "fdb": (_fdb, _draw_fdb),
     "stats": (_stats, _draw_stats),
     "perf": (lambda client, _: _page(client.perf()), _draw_perf),
+    "queues": (lambda client, _: _page(client.queue_perf()), _draw_queue_perf),
     "events": (_events, _draw_events),
     "revisions": (lambda client, _: _page(client.revisions()), _draw_revisions),
     "config": (lambda client, _: _plain(client.config().document), _draw_config),

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class LinkReason(StrEnum):
@@ -123,7 +123,8 @@ class QueueStats(BaseModel):
     bytes: int = 0
     notifications: int | None = Field(None, description="absent where there is nobody to notify: uplinks")
     notifications_suppressed: int | None = None
-    worker: int | None = Field(None, description="who polls its pair; absent while the ring isn't started")
+    cycles: int | None = Field(None, description="TSC cycles spent on taking frames from it; absent for tx")
+    worker: int | None = Field(None, description="who polls it; absent while the ring isn't started")
 
 
 class PortStats(BaseModel):
@@ -163,15 +164,67 @@ class FdbEntry(BaseModel):
 
 
 class WorkerPerf(BaseModel):
-    """What one poll thread spends."""
+    """What one poll thread has spent since it was started; intervals are the difference of two looks."""
 
     name: str = Field(description='"worker0"')
     worker: int
     packets: int = 0
-    cycles: int = Field(0, description="TSC cycles spent on bursts")
+    cycles: int = Field(0, description="TSC cycles spent on rounds that had work")
+    idle_cycles: int = Field(0, description="TSC cycles spent on looking in vain; asleep it spends none")
     cycles_per_packet: float | None = Field(None, description="absent before the first packet")
-    busy_seconds: float = Field(0.0, description="the same as time")
+    busy_seconds: float = Field(0.0, description="`cycles` as time")
     busy_share: float = Field(0.0, description="0 to 1, of the time since the start")
+    burst_count: int = Field(0, description="turns of a queue that gave frames")
+    mean_burst: float | None = Field(None, description="frames in a burst; absent before the first")
     bursts: dict[str, int] = Field(default_factory=dict, description="bursts by size: lower bound -> count")
+    queue_full: int = Field(0, description="copies that found their receiver full: dropped, or left to wait")
+    notifications: int = Field(0, description="guests called")
+    notifications_suppressed: int = Field(0, description="guests that had asked not to be called")
+    kicks: int = Field(0, description="of guests")
     polls: int = 0
     sleeps: int = 0
+    sleeping: bool = Field(False, description="at this moment")
+
+
+class QueuePerf(BaseModel):
+    """What one queue that frames are taken from has cost since its port was made."""
+
+    name: str = Field(description='"{port}/{queue}"')
+    port: str
+    queue: int
+    worker: int = Field(description="who polls it now")
+    packets: int = 0
+    cycles: int = Field(0, description="TSC cycles spent on taking frames from it and forwarding them")
+    cycles_per_packet: float | None = Field(None, description="absent before the first packet")
+    busy_share: float = Field(0.0, description="0 to 1, of a worker's time since the start")
+    pinned: bool = Field(False, description="`rxq_affinity` names its worker: it is not moved")
+
+
+class QueueMove(BaseModel):
+    """A queue that goes to another worker."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    port: str
+    queue: int
+    source: int = Field(alias="from", description="worker")
+    to: int = Field(description="worker")
+    load: float = Field(description="0 to 1, of a worker's time")
+
+
+class WorkerLoads(BaseModel):
+    """How busy the workers are with the queues they poll."""
+
+    workers: list[float] = Field(description="0 to 1 each, in the order of their numbers")
+    busiest: float
+    variance: float
+
+
+class Rebalance(BaseModel):
+    """What was measured, which queues go to other workers, and what is then expected."""
+
+    moves: list[QueueMove]
+    before: WorkerLoads
+    after: WorkerLoads
+    applied: bool = Field(description="the moves were made; false for a dry run, and where there are none")
+    message: str = Field(description="the same in one sentence; why nothing moves, where nothing does")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -19,6 +20,17 @@ from pvswitch.model import AnyPort
 from pvswitch.state import LinkReason, PortState, QueueStats
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PolledQueue:
+    """A running queue that a worker takes frames from, and what that has cost so far."""
+
+    queue: int
+    worker: int
+    packets: int
+    cycles: int
+    pinned: bool
 
 
 class SwitchPort(ABC):
@@ -70,6 +82,14 @@ class SwitchPort(ABC):
     @abstractmethod
     def queue_stats(self) -> list[QueueStats]:
         """Return the counters of its queues, the switch's view."""
+
+    @abstractmethod
+    def polled(self) -> list[PolledQueue]:
+        """Return the queues that workers take frames from now."""
+
+    @abstractmethod
+    async def move_queue(self, queue: int, worker: int) -> None:
+        """Have another worker take its frames. Raises OSError where it isn't running, or is with that one already."""
 
     def refresh(self) -> None:
         """Look at the link again, and tell when it went up or down."""

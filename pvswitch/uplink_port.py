@@ -28,7 +28,7 @@ from pvswitch.state import (
     QueueStats,
     link_message,
 )
-from pvswitch.switch_port import SwitchPort
+from pvswitch.switch_port import PolledQueue, SwitchPort
 from pvswitch.uplink import InterfaceMissing, Opened, Uplink, UplinkError, adjust, clean_up, follow, open_uplink, where
 
 log = structlog.get_logger(__name__)
@@ -297,6 +297,25 @@ class UplinkPort(SwitchPort):
             worker = seen.worker if seen.running else None
             stats += [
                 QueueStats(queue=index, direction="tx", packets=seen.tx_packets, bytes=seen.tx_bytes, worker=worker),
-                QueueStats(queue=index, direction="rx", packets=seen.rx_packets, bytes=seen.rx_bytes, worker=worker),
+                QueueStats(
+                    queue=index,
+                    direction="rx",
+                    packets=seen.rx_packets,
+                    bytes=seen.rx_bytes,
+                    cycles=seen.cycles,
+                    worker=worker,
+                ),
             ]
         return stats
+
+    def polled(self) -> list[PolledQueue]:
+        """Return its queues; nothing names their workers, so none is pinned."""
+        seen = [self.handle.queue_status(index) for index in range(self._running)]
+        return [
+            PolledQueue(index, queue.worker, queue.rx_packets, queue.cycles, pinned=False)
+            for index, queue in enumerate(seen)
+        ]
+
+    async def move_queue(self, queue: int, worker: int) -> None:
+        """Have another worker fetch from a queue."""
+        await self.handle.move_queue(queue, worker)

@@ -33,7 +33,7 @@ from pvswitch.state import (
     QueueStats,
     link_message,
 )
-from pvswitch.switch_port import SwitchPort
+from pvswitch.switch_port import PolledQueue, SwitchPort
 from pvswitch.vhost_user.backend import Region, RingNotReady, RingSetup
 from pvswitch.vhost_user.client import VhostUserClient
 from pvswitch.vhost_user.connection import Endpoint
@@ -68,6 +68,8 @@ def offer_for(port: VhostUserPort) -> Offer:
         (port.features.mrg_rxbuf, Feature.MRG_RXBUF),
         (port.features.event_idx, Feature.EVENT_IDX),
         (port.features.indirect, Feature.INDIRECT_DESC),
+        (port.features.packed, Feature.RING_PACKED),
+        (port.features.in_order, Feature.IN_ORDER),
         (csum, _CSUM),
         (csum and port.features.tso, _TSO | _ECN),
         (csum and port.features.uso, _USO),
@@ -118,6 +120,7 @@ class VhostPort(SwitchPort):
         self._wanted: dict[int, RingSetup] = {}  # what the session believes to run
         self._live: set[int] = set()  # what does
         self._base: dict[int, int] = {}  # where a paused ring stopped
+        self._moved: dict[int, int] = {}  # pairs that were moved, and to which worker
         self._silent_ticks = 0
         self._memory_seen = False
 
@@ -228,6 +231,7 @@ class VhostPort(SwitchPort):
             avail=ring.avail,
             used=ring.used,
             num=ring.num,
+            base=self._base.get(ring.index, ring.base),
             features=ring.features,
             enabled=ring.enabled,
             kick_fd=ring.kick_fd,
@@ -241,20 +245,21 @@ class VhostPort(SwitchPort):
                 raise RingNotReady from error
             raise
         self._live.add(ring.index)
+        self._base.pop(ring.index, None)
 
     def _worker(self, pair: int) -> int:
-        """Return who is to poll a queue pair; -1: the core spreads."""
+        """Return who is to poll a queue pair; -1: the core spreads. A pause doesn't undo a move."""
         affinity = self._port.rxq_affinity
-        return affinity[pair] if pair < len(affinity) else -1
+        return affinity[pair] if pair < len(affinity) else self._moved.get(pair, -1)
 
     async def stop_ring(self, index: int) -> int:
-        """Stop a ring, or forget a paused one; returns its avail index."""
+        """Stop a ring, or forget a paused one; returns where it stood, for GET_VRING_BASE."""
         del self._wanted[index]
         if index in self._live:
             self._base[index] = await self.handle.stop_ring(index)
             self._live.discard(index)
         self.refresh()
-        return self._base[index]
+        return self._base.pop(index)
 
     async def enable_ring(self, index: int, enabled: bool) -> None:
         """Enable or disable a ring."""
@@ -288,6 +293,7 @@ class VhostPort(SwitchPort):
         self._wanted.clear()
         await self._swap([])
         self._base.clear()
+        self._moved.clear()
         self.refresh()
 
     # ---- link state
@@ -301,7 +307,7 @@ class VhostPort(SwitchPort):
     def _look_for_silence(self) -> None:
         """Count the ticks in which kicks came and no avail index had moved."""
         rings = [self.handle.ring_status(index) for index in self._live]
-        if any(ring.avail_idx != 0 for ring in rings):
+        if not all(ring.silent for ring in rings):
             self._memory_seen, self._silent_ticks = True, 0
         elif any(ring.kicks for ring in rings):
             self._silent_ticks += 1
@@ -367,7 +373,28 @@ class VhostPort(SwitchPort):
                     bytes=ring.bytes,
                     notifications=ring.notifications,
                     notifications_suppressed=ring.notifications_suppressed,
+                    cycles=ring.cycles if index % 2 else None,
                     worker=ring.worker if ring.running else None,
                 )
             )
         return stats
+
+    def polled(self) -> list[PolledQueue]:
+        """Return the rings that the guest transmits by."""
+        found = []
+        for index in sorted(self._live):
+            if index % 2:
+                ring = self.handle.ring_status(index)
+                pinned = index // 2 < len(self._port.rxq_affinity)
+                found.append(PolledQueue(index // 2, ring.worker, ring.packets, ring.cycles, pinned))
+        return found
+
+    async def move_queue(self, queue: int, worker: int) -> None:
+        """Have another worker poll the ring that the guest transmits by."""
+        before = dict(self._moved)
+        self._moved[queue] = worker  # already: a pause on the way doesn't undo it either
+        try:
+            await self.handle.move_ring(2 * queue + 1, worker)
+        except OSError:
+            self._moved = before
+            raise

@@ -228,7 +228,8 @@ class BenchSwitch:
         """Start one ring where its used index stands."""
         port = self.ports[name]
         v = port.guest.vring(ring)
-        conf = RingConf(v.desc_uva, v.avail_uva, v.used_uva, v.num, port.guest.features, enabled, v.kick_fd, v.call_fd)
+        areas = (v.desc_uva, v.avail_uva, v.used_uva)
+        conf = RingConf(*areas, v.num, port.guest.vring_base(ring), port.guest.features, enabled, v.kick_fd, v.call_fd)
         self.command(port.handle.start_ring(ring, conf))
         port.running.add(ring)
 

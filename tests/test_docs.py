@@ -17,7 +17,7 @@ from pvswitch.validation import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-ENDLESS = {"run", "demo"}  # tested by themselves
+LONG = {"run", "demo", "bench"}  # tested by themselves
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -32,10 +32,10 @@ def unfolded(block: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every `pvswitch ...` line of the shell examples, but for those that don't end by themselves."""
+    """Every `pvswitch ...` line of the shell examples, but for those that don't end soon."""
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in unfolded(block)]
     words = [shlex.split(line, comments=True) for line in lines]
-    return [w[1:] for w in words if w[:1] == ["pvswitch"] and w[1] not in ENDLESS]
+    return [w[1:] for w in words if w[:1] == ["pvswitch"] and w[1] not in LONG]
 
 
 def readme_config() -> object:

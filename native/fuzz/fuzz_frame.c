@@ -92,7 +92,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (len < PVS_ETH_HLEN)
         return 0;
     require(frame.parsed.l3_offset <= len && frame.parsed.l3_offset <= frame.head_len);
-    pvs_decide(&frame, &tables, 10, &verdict);
+    pvs_decide(&frame, &tables, 10, false, &verdict);
     check_verdict(&frame);
     check_copy(&frame, data + 1);
     struct pvs_owned *owned = pvs_own(&slab, &frame, 0);

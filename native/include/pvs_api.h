@@ -28,6 +28,7 @@
 #define PVS_MAX_REGIONS 509
 #define PVS_COMMANDS    1024
 #define PVS_MAX_FRAME   65568
+#define PVS_MAX_BURST   64
 
 typedef struct pvs_switch pvs_switch;
 typedef struct pvs_port pvs_port;
@@ -89,7 +90,8 @@ uint32_t pvs_port_ref(const pvs_port *port);
 struct pvs_ring_conf {
     uint64_t desc_uva, avail_uva, used_uva; /* front-end user addresses */
     uint64_t features;                      /* acked virtio features */
-    uint32_t num;                           /* a power of two up to 32768 */
+    uint32_t num;                           /* up to 32768; of a split ring a power of two */
+    uint32_t base;                          /* packed: where to go on, as vhost-user's SET_VRING_BASE says */
     bool enabled;
     int kick_fd;    /* -1: none, the ring is polled */
     int call_fd;    /* -1: none, the guest polls */
@@ -99,16 +101,25 @@ struct pvs_ring_conf {
 /* Rings are numbered as vhost-user does: 2*pair is the guest's receive ring, 2*pair+1 its transmit ring. */
 /* -EFAULT: an address doesn't translate (yet). The descriptors stay the caller's, open until the ring is stopped. */
 int64_t pvs_ring_start(pvs_port *port, uint32_t ring, const struct pvs_ring_conf *conf);
+/* The command's result is what GET_VRING_BASE answers. */
 int64_t pvs_ring_stop(pvs_port *port, uint32_t ring);
 int64_t pvs_ring_enable(pvs_port *port, uint32_t ring, bool enabled);
 int64_t pvs_ring_set_call(pvs_port *port, uint32_t ring, int call_fd);
+/*
+ * Have another worker poll a guest_tx ring. Its frames wait for the time of two commands; none is lost, none overtakes
+ * another. -EINVAL: not a guest_tx ring, not started, or no such worker; -EBUSY: its start or stop is under way;
+ * -EALREADY: that worker has it, or a move is under way. A stop that is asked for meanwhile is carried out after the move.
+ */
+int64_t pvs_ring_move(pvs_port *port, uint32_t ring, uint32_t worker);
 
 struct pvs_ring_status {
     bool running, enabled;
+    bool silent;        /* the guest has made nothing available yet, as far as its memory shows */
     uint16_t used_idx;  /* what we have given back, as the guest sees it */
-    uint16_t avail_idx; /* what the guest has published, read now */
+    uint16_t avail_idx; /* what the guest has published, read now (packed: whether there is more, as a position) */
     uint64_t kicks;     /* kicks seen since the ring was started */
     uint64_t packets, bytes, notifications, notifications_suppressed;
+    uint64_t cycles; /* of a guest_tx ring: spent on taking frames from it */
     uint32_t worker; /* who polls it, while it is started */
 };
 int pvs_ring_status(const pvs_port *port, uint32_t ring, struct pvs_ring_status *out);
@@ -131,11 +142,14 @@ struct pvs_uplink_conf {
 };
 int64_t pvs_uplink_start(pvs_port *port, uint32_t queue, const struct pvs_uplink_conf *conf);
 int64_t pvs_uplink_stop(pvs_port *port, uint32_t queue);
+/* Have another worker fetch from a queue; see pvs_ring_move. */
+int64_t pvs_uplink_move(pvs_port *port, uint32_t queue, uint32_t worker);
 
 struct pvs_uplink_status {
     bool running;
     uint32_t error; /* errno of what last went wrong, 0 = nothing since it was started */
     uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes;
+    uint64_t cycles; /* spent on fetching frames from it and forwarding them */
     uint32_t worker; /* who fetches from it, while it is started */
 };
 int pvs_uplink_status(const pvs_port *port, uint32_t queue, struct pvs_uplink_status *out);
@@ -239,8 +253,12 @@ struct pvs_perf {
     uint64_t busy_cycles, idle_cycles, packets, loops, sleeps;
     uint64_t total_cycles;  /* since the worker was made, asleep or not */
     uint64_t learn_skipped; /* frames whose source was not learned: over the budget, or the table was locked */
-    uint64_t burst_histogram[33];
-    uint64_t cycles_per_second; /* 0 until it has been measured */
+    uint64_t bursts;        /* turns of a queue that gave frames */
+    uint64_t queue_full;    /* copies that found their receiver full: dropped, or left to wait */
+    uint64_t notifications, notifications_suppressed; /* guests that were called, and that had asked not to be */
+    uint64_t kicks;                                   /* seen of guests */
+    uint64_t burst_histogram[PVS_MAX_BURST + 1];      /* bursts by their number of frames */
+    uint64_t cycles_per_second;                       /* 0 until it has been measured */
     bool sleeping;
 };
 int pvs_worker_perf(const pvs_switch *sw, uint32_t worker, struct pvs_perf *out);

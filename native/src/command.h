@@ -3,7 +3,7 @@
  * command.h - what control asks of the workers, and how it learns that it is done.
  *
  * How it works: a command is handed to EVERY worker. Each carries out its part between two bursts (most have one only at
- * the worker that owns the ring) and counts itself off; the last one sends the command back. So a finished command also
+ * the worker that has the queue) and counts itself off; the last one sends the command back. So a finished command also
  * says that every worker has crossed a burst boundary since: the grace period of what it replaced has passed.
  * Who hands over a command then fences and looks at `sleeping`; who goes to sleep sets it, fences and looks at its mail.
  */
@@ -21,8 +21,13 @@ enum pvs_op {
     PVS_OP_RING_ENABLE,
     PVS_OP_RING_CALL,
     PVS_OP_UPLINK_START,
-    PVS_OP_UPLINK_STOP
+    PVS_OP_UPLINK_STOP,
+    PVS_OP_RELEASE, /* the two halves of a move */
+    PVS_OP_ADOPT
 };
+
+/* No worker's index. */
+enum { PVS_NOBODY = PVS_MAX_WORKERS };
 
 struct pvs_command {
     enum pvs_op op;
@@ -34,7 +39,10 @@ struct pvs_command {
             struct pvs_tables *tables; /* to publish; after completion: to free */
             struct pvs_tables *old;
         } publish;
-        struct pvs_queue *queue;
+        struct {
+            struct pvs_queue *queue;
+            uint32_t worker; /* whose part it is; the others only cross a burst boundary */
+        };
         struct {
             uint32_t port_ref, direction, len;
         } inject;

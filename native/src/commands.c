@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "parse.h"
-#include "virtqueue_split.h"
+#include "virtqueue_any.h"
 #include "worker.h"
 
 static int64_t
@@ -18,7 +18,7 @@ ring_start(struct pvs_worker *w, struct pvs_ring *ring)
         if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, ring->kick_fd, &watch) != 0)
             return -errno;
     }
-    pvs_split_kick_suppress(&ring->vq);
+    pvs_vq_kick_suppress(&ring->vq);
     ring->call_owed = true;
     ring->queue.poll_ns = w->poll_ns;
     ring->queue.rested_ns = 0;
@@ -65,11 +65,11 @@ uplink_start(struct pvs_worker *w, struct pvs_uplink *u)
 static void
 uplink_stop(struct pvs_worker *w, struct pvs_uplink *u)
 {
-    const struct pvs_port *port = u->queue.port;
-
-    for (; u->done < u->n; u->done++) /* they waited for their receiver */
-        if (pvs_receive(w, port, &u->in->frame[u->done]))
-            pvs_count(&port->counters[w->index]->rx_drop[PVS_DROP_link_down], 1);
+    /* some may have waited for their receiver */
+    pvs_drop_received(w, &u->queue, u->in->frame + u->done, u->n - u->done, PVS_DROP_link_down);
+    pvs_count(&u->rx_packets, w->taken_packets);
+    pvs_count(&u->rx_bytes, w->taken_bytes);
+    u->done = u->n;
     if (u->queue.active)
         pvs_queue_deactivate(w, &u->queue);
     if (!atomic_load_explicit(&u->queue.running, memory_order_relaxed))
@@ -86,6 +86,35 @@ ring_enable(struct pvs_worker *w, struct pvs_ring *ring)
     if (pvs_ring_is_guest_tx(ring) && atomic_load_explicit(&ring->queue.running, memory_order_relaxed) &&
         !ring->queue.active)
         pvs_queue_activate(w, &ring->queue);
+}
+
+/* The first half of a move: the queue is no longer ours. What it is in the middle of, it stays in. */
+static void
+release(struct pvs_worker *w, struct pvs_queue *queue)
+{
+    int fd = pvs_queue_wake_fd(queue);
+
+    if (queue->active)
+        pvs_queue_deactivate(w, queue);
+    if (fd >= 0)
+        epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+}
+
+/* The second half: it is ours. Its descriptor has its place in our epoll already; what came meanwhile is looked for. */
+static void
+adopt(struct pvs_worker *w, struct pvs_queue *queue)
+{
+    struct epoll_event watch = { .events = EPOLLIN | EPOLLET, .data.ptr = queue };
+    int fd = pvs_queue_wake_fd(queue);
+
+    if (fd >= 0)
+        epoll_ctl(w->epoll_fd, EPOLL_CTL_MOD, fd, &watch);
+    queue->rested_ns = 0;
+    pvs_queue_activate(w, queue);
+    if (queue->kind == PVS_QUEUE_RING) { /* its call descriptor may have been replaced while nobody had it */
+        pvs_ring_of(queue)->call_owed = true;
+        pvs_ring_want_notify(w, pvs_ring_of(queue));
+    }
 }
 
 static int64_t
@@ -105,7 +134,7 @@ inject(struct pvs_worker *w, struct pvs_command *command)
     if (!view->enabled)
         return -ENETDOWN;
     if (command->inject.direction == PVS_INGRESS)
-        pvs_forward(w, frame, NULL);
+        pvs_forward_injected(w, frame);
     else
         pvs_deliver(w, view, frame, NULL);
     pvs_worker_send(w); /* its bytes go with the command */
@@ -116,7 +145,7 @@ void
 pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
 {
     struct pvs_queue *queue = command->queue;
-    bool own = command->op >= PVS_OP_RING_START && queue->worker == w->index;
+    bool own = command->op >= PVS_OP_RING_START && command->worker == w->index;
 
     switch (command->op) {
     case PVS_OP_PUBLISH:
@@ -147,6 +176,15 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
         if (own)
             uplink_stop(w, pvs_uplink_of(queue));
         break;
+    case PVS_OP_RELEASE:
+        pvs_worker_flush(w); /* as before a stop: the ring may stand on this worker's lists */
+        if (own)
+            release(w, queue);
+        break;
+    case PVS_OP_ADOPT:
+        if (own)
+            adopt(w, queue);
+        break;
     case PVS_OP_INJECT:
         if (w->index == 0)
             command->result = inject(w, command);
@@ -155,7 +193,7 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
     /* acq_rel: what each worker did before counting itself off is visible to whoever is last, and so to control */
     if (atomic_fetch_sub_explicit(&command->remaining, 1, memory_order_acq_rel) == 1) {
         if (command->op == PVS_OP_RING_STOP)
-            command->result = pvs_ring_of(queue)->vq.next_avail; /* nobody is inside any more */
+            command->result = pvs_vq_base(&pvs_ring_of(queue)->vq); /* nobody is inside any more */
         pvs_mail_put(&w->done, command);
         w->wake_control = true;
     }

@@ -73,15 +73,15 @@ pvs_count(_Atomic uint64_t *counter, uint64_t n)
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
 }
 
-/* The size bin of a received frame, as OVS names them. */
-static inline enum pvs_counter
+enum { PVS_SIZE_BINS = 7 };
+
+/* The size bin of a received frame, counted from rx_1_to_64_packets, as OVS names them. */
+static inline uint32_t
 pvs_size_bin(uint32_t len)
 {
-    static const uint16_t upper[] = { 64, 127, 255, 511, 1023, 1522 };
-    unsigned bin = 0;
-    while (bin < 6 && len > upper[bin])
-        bin++;
-    return (enum pvs_counter)(PVS_C_rx_1_to_64_packets + bin);
+    if (len <= 64 || len > 1522)
+        return len <= 64 ? 0 : PVS_SIZE_BINS - 1;
+    return 26 - (uint32_t)__builtin_clz(len); /* 65 to 127: 1, and one more for each doubling */
 }
 
 #endif

@@ -77,7 +77,8 @@ forward(const struct pvs_frame *frame, const struct pvs_tables *tables, const st
 }
 
 void
-pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint32_t now_s, struct pvs_verdict *v)
+pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint32_t now_s, bool source_known,
+           struct pvs_verdict *v)
 {
     const struct pvs_port_view *in = &tables->port[pvs_ref_index(frame->in_ref)];
     const struct pvs_bridge_view *bridge = &tables->bridge[in->bridge];
@@ -100,7 +101,8 @@ pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint3
             return;
         }
     }
-    learning(frame, bridge, now_s, v);
+    if (!source_known)
+        learning(frame, bridge, now_s, v);
     if (pvs_mac_is_group(dst))
         flood(frame, tables, bridge, v);
     else

@@ -58,8 +58,11 @@ struct pvs_verdict {
     struct pvs_egress egress[PVS_MAX_PORTS];
 };
 
-/* The frame has been parsed and is well-formed; its port is in the tables. */
-void pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint32_t now_s,
+/*
+ * The frame has been parsed and is well-formed; its port is in the tables. `source_known`: just now the FDB knew its source
+ * to be there, so that it need not be asked again.
+ */
+void pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint32_t now_s, bool source_known,
                 struct pvs_verdict *verdict);
 
 /* Does the frame's L3 part fit `mtu`? (L3 size: without Ethernet header and tags; a GSO frame counts by its segments.) */

@@ -14,6 +14,7 @@
 #define KEY_STATIC (1ULL << 63)
 #define KEY_VALID  (1ULL << 62) /* so that no key is zero */
 #define NS_PER_S   1000000000ULL
+#define LARGE      1024 /* entries and their buckets: 40 KiB */
 
 /* The fields that readers without the lock look at are atomic, relaxed: the bucket's sequence number orders them. */
 struct entry {
@@ -128,11 +129,11 @@ struct found {
 };
 
 /* One attempt at a chain; the caller checks the sequence number. The step limit ends a walk led astray by a writer. */
-static struct found
+static inline struct found
 chain_scan(const struct pvs_fdb *fdb, const struct bucket *b, uint64_t key)
 {
     uint32_t i = atomic_load_explicit(&b->head, memory_order_relaxed);
-    for (uint32_t step = 0; i != NIL && step <= fdb->limit; step++) {
+    for (uint32_t left = fdb->limit; i != NIL && left != 0; left--) {
         const struct entry *e = &fdb->entry[i];
         uint64_t k = atomic_load_explicit(&e->key, memory_order_relaxed);
         if ((k & ~KEY_STATIC) == key)
@@ -143,7 +144,7 @@ chain_scan(const struct pvs_fdb *fdb, const struct bucket *b, uint64_t key)
     return (struct found){ .index = NIL };
 }
 
-static struct found
+static inline struct found
 find(const struct pvs_fdb *fdb, uint64_t key)
 {
     const struct bucket *b = bucket_of(fdb, key);
@@ -153,7 +154,7 @@ find(const struct pvs_fdb *fdb, uint64_t key)
         struct found f = chain_scan(fdb, b, key);
         /* acquire fence: the chain was read before the number is looked at again */
         atomic_thread_fence(memory_order_acquire);
-        if (!(seq & 1) && atomic_load_explicit(&b->seq, memory_order_relaxed) == seq)
+        if (__builtin_expect(!(seq & 1) && atomic_load_explicit(&b->seq, memory_order_relaxed) == seq, 1))
             return f;
     }
     return (struct found){ .index = NIL };
@@ -163,11 +164,33 @@ struct pvs_fdb_hit
 pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now_s)
 {
     struct found f = find(fdb, key_of(mac, vid));
-    if (f.index == NIL || (!f.is_static && too_old(fdb, f.stamp, now_s)))
-        return (struct pvs_fdb_hit){ .state = PVS_FDB_UNKNOWN };
-    return (struct pvs_fdb_hit){ .port_ref = f.port_ref,
-                                 .is_static = f.is_static,
-                                 .state = f.is_static || f.stamp == now_s ? PVS_FDB_FRESH : PVS_FDB_STALE };
+    struct pvs_fdb_hit hit = { .port_ref = f.port_ref, .is_static = f.is_static, .state = PVS_FDB_FRESH };
+
+    if (f.index == NIL)
+        hit = (struct pvs_fdb_hit){ .state = PVS_FDB_UNKNOWN };
+    else if (f.stamp != now_s && !f.is_static)
+        hit.state = too_old(fdb, f.stamp, now_s) ? PVS_FDB_UNKNOWN : PVS_FDB_STALE;
+    return hit;
+}
+
+bool
+pvs_fdb_is_large(const struct pvs_fdb *fdb)
+{
+    return atomic_load_explicit(&fdb->count, memory_order_relaxed) > LARGE;
+}
+
+void
+pvs_fdb_prefetch(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, bool entry)
+{
+    const struct bucket *b = bucket_of(fdb, key_of(mac, vid));
+
+    if (!entry) {
+        __builtin_prefetch(b);
+        return;
+    }
+    uint32_t i = atomic_load_explicit(&b->head, memory_order_relaxed);
+    if (i != NIL)
+        __builtin_prefetch(&fdb->entry[i]);
 }
 
 /* ---- changing: the lock is held ---- */

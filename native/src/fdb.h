@@ -37,6 +37,11 @@ enum pvs_learned { PVS_LEARN_NOTHING, PVS_LEARN_NEW, PVS_LEARN_MOVED, PVS_LEARN_
 /* Any thread, no lock. `mac` as in struct pvs_parsed. */
 struct pvs_fdb_hit pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now_s);
 
+/* Is it too large for a processor's nearest caches, so that prefetching pays? */
+bool pvs_fdb_is_large(const struct pvs_fdb *fdb);
+/* Fetch the bucket of an address; with `entry` (once the bucket is there) the first entry in it. */
+void pvs_fdb_prefetch(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, bool entry);
+
 /*
  * Learn or refresh, from a worker: never waits. On PVS_LEARN_MOVED *old_ref is where the address was before.
  * PVS_LEARN_BUSY: the lock was taken. An entry that can't be made (all static) counts as nothing.

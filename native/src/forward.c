@@ -8,7 +8,6 @@
  * Called by the worker's round and by the inject command.
  */
 #include "parse.h"
-#include "virtqueue_split.h"
 #include "worker.h"
 
 bool
@@ -28,25 +27,70 @@ counters_of(const struct pvs_worker *w, const struct pvs_port *port)
     return port->counters[w->index];
 }
 
-bool
-pvs_receive(struct pvs_worker *w, const struct pvs_port *port, const struct pvs_frame *frame)
+/* ---- what came from a port ---- */
+
+/* Frames of one port, not yet in its counters: most of a burst differ in nothing that is counted one by one. */
+struct tally {
+    uint64_t packets, bytes, malformed, broadcast, multicast;
+    uint32_t size[PVS_SIZE_BINS];
+};
+
+static inline void
+tally_add(struct tally *t, const struct pvs_frame *frame)
+{
+    if (frame->malformed) {
+        t->malformed++;
+        return;
+    }
+    t->packets++;
+    t->bytes += frame->len;
+    t->size[pvs_size_bin(frame->len)]++;
+    if (pvs_mac_is_group(frame->parsed.dst)) {
+        t->broadcast += frame->parsed.dst == PVS_MAC_BROADCAST;
+        t->multicast += frame->parsed.dst != PVS_MAC_BROADCAST;
+    }
+}
+
+static void
+tally_count(struct pvs_worker *w, const struct pvs_port *port, const struct tally *t)
 {
     struct pvs_counters *c = counters_of(w, port);
 
-    if (frame->malformed) {
-        pvs_count(&c->rx_drop[PVS_DROP_malformed], 1);
-        return false;
-    }
-    if (frame->injected)
-        return true;
-    pvs_count(&c->value[PVS_C_rx_packets], 1);
-    pvs_count(&c->value[PVS_C_rx_bytes], frame->len);
-    pvs_count(&c->value[pvs_size_bin(frame->len)], 1);
-    if (frame->parsed.dst == PVS_MAC_BROADCAST)
-        pvs_count(&c->value[PVS_C_rx_broadcast_packets], 1);
-    else if (pvs_mac_is_group(frame->parsed.dst))
-        pvs_count(&c->value[PVS_C_rx_multicast_packets], 1);
-    return true;
+    pvs_count(&c->value[PVS_C_rx_packets], t->packets);
+    pvs_count(&c->value[PVS_C_rx_bytes], t->bytes);
+    for (uint32_t i = 0; i < PVS_SIZE_BINS; i++)
+        if (t->size[i] != 0)
+            pvs_count(&c->value[PVS_C_rx_1_to_64_packets + i], t->size[i]);
+    if (t->malformed != 0)
+        pvs_count(&c->rx_drop[PVS_DROP_malformed], t->malformed);
+    if (t->broadcast != 0)
+        pvs_count(&c->value[PVS_C_rx_broadcast_packets], t->broadcast);
+    if (t->multicast != 0)
+        pvs_count(&c->value[PVS_C_rx_multicast_packets], t->multicast);
+}
+
+void
+pvs_drop_received(struct pvs_worker *w, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
+                  enum pvs_drop why)
+{
+    struct tally t = { 0 };
+
+    for (uint32_t i = 0; i < n; i++)
+        tally_add(&t, &frame[i]);
+    tally_count(w, from->port, &t);
+    pvs_count(&counters_of(w, from->port)->rx_drop[why], t.packets);
+    w->taken_packets = t.packets;
+    w->taken_bytes = t.bytes;
+}
+
+/* ---- effects ---- */
+
+/* At most one of its queue pairs receives: nothing is to be chosen, or noted. */
+static inline bool
+one_pair(const struct pvs_port *port)
+{
+    uint32_t up = atomic_load_explicit(&port->rx_up, memory_order_relaxed);
+    return (up & (up - 1)) == 0;
 }
 
 static void
@@ -80,227 +124,11 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
     pvs_event(w, &event);
 }
 
-/* May a frame wait until this full ring has room? Then a kick of its guest is asked for. */
-static bool
-wait_for_room(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring)
-{
-    if (out->backpressure_ns == 0)
-        return false;
-    if (ring->full_since_ns == 0)
-        ring->full_since_ns = w->now_ns;
-    /* signed: the worker that found it full first may have looked at its clock after us */
-    if ((int64_t)(w->now_ns - ring->full_since_ns) >= (int64_t)out->backpressure_ns)
-        return false; /* it takes nothing any more */
-    atomic_fetch_or_explicit(&ring->waiters, pvs_worker_bit(w), memory_order_relaxed);
-    if (!ring->room_armed || ring->room_at != ring->vq.seen_avail) {
-        ring->room_armed = true;
-        ring->room_at = ring->vq.seen_avail;
-        w->look_again |= pvs_split_kick_arm(&ring->vq, ring->room_at);
-    }
-    return true;
-}
-
-/* It took something: what its waiters have to know and its guest to do is over. */
-static void
-has_room(struct pvs_ring *ring)
-{
-    ring->full_since_ns = 0;
-    if (ring->room_armed) {
-        ring->room_armed = false;
-        pvs_split_kick_suppress(&ring->vq);
-    }
-}
-
-/* Make a frame's pieces for a receiver. Which one is next: not the first, if the frame waited after some had gone in. */
-static uint32_t
-begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, const struct pvs_port_view *out, uint8_t offloads,
-      const struct pvs_queue *from)
-{
-    uint32_t done = from != NULL && from->progress.ref == out->ref ? from->progress.done : 0;
-
-    pvs_pieces_begin(pieces, frame, offloads, done);
-    if (done != 0 && pieces->n != from->progress.n) { /* its receiver started anew, and takes other offloads */
-        done = 0;
-        pvs_pieces_begin(pieces, frame, offloads, done);
-    }
-    return done;
-}
-
-/* The frame waits in the queue it came by; `done` of its pieces have been delivered. */
-static void
-leave_waiting(struct pvs_queue *from, const struct pvs_port_view *out, const struct pvs_pieces *pieces, uint32_t done)
-{
-    from->progress.ref = out->ref;
-    from->progress.n = pieces->n;
-    from->progress.done = done;
-}
-
-/* What a piece costs of the turn's budget. */
-static uint32_t
-cost(const struct pvs_pieces *pieces)
-{
-    return pieces->len + 64 * (pieces->frame->n_seg + 1);
-}
-
-static bool
-deliver_to_ring(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring,
-                const struct pvs_frame *frame, struct pvs_queue *from)
-{
-    struct pvs_counters *c = counters_of(w, out->port);
-    struct pvs_pieces *pieces = &w->pieces;
-    enum pvs_broken broken = PVS_BROKEN_NONE;
-    enum pvs_drop drop = PVS_DROP_none;
-    uint32_t first, done;
-
-    if (!pvs_worker_hold(w, ring, from == NULL)) {
-        w->look_again = true;
-        return false;
-    }
-    done = first = begin(pieces, frame, out, ring->offloads, from);
-    for (bool more = done < pieces->n; more; more = pvs_pieces_next(pieces)) {
-        drop = pvs_guest_rx_deliver(ring, pieces, w->scratch, &broken);
-        if (drop != PVS_DROP_none)
-            break;
-        pvs_count(&c->value[PVS_C_tx_packets], 1);
-        pvs_count(&c->value[PVS_C_tx_bytes], pieces->len);
-        w->spent += cost(pieces);
-        done++;
-    }
-    if (done != first) {
-        has_room(ring);
-        pvs_ring_touch(w, ring);
-    }
-    if (broken != PVS_BROKEN_NONE) {
-        pvs_ring_broken(w, ring, broken);
-    } else if (drop == PVS_DROP_guest_rx_full && from != NULL && wait_for_room(w, out, ring)) {
-        leave_waiting(from, out, pieces, done);
-        return false;
-    }
-    if (drop != PVS_DROP_none)
-        pvs_count(&c->tx_drop[drop], pieces->n - done);
-    return true;
-}
-
-/* ---- to an uplink ---- */
-
-/* Send what is in the outbox, and count what has gone. none, or why the next one has not. */
-static enum pvs_drop
-send_some(struct pvs_worker *w)
-{
-    struct pvs_outbox *box = &w->outbox;
-    struct pvs_uplink *u = box->uplink;
-    struct pvs_counters *c = counters_of(w, u->queue.port);
-    uint32_t first = box->sent;
-    uint64_t bytes = 0;
-
-    pvs_worker_release(w); /* system calls take their time: nobody is to wait for a ring meanwhile */
-    enum pvs_drop drop = pvs_outbox_send(box);
-    for (uint32_t i = first; i < box->sent; i++)
-        bytes += box->len[i];
-    if (box->sent != first) {
-        pvs_count(&c->value[PVS_C_tx_packets], box->sent - first);
-        pvs_count(&c->value[PVS_C_tx_bytes], bytes);
-        /* relaxed additions: several workers may send by one queue, and only sums are read */
-        atomic_fetch_add_explicit(&u->tx_packets, box->sent - first, memory_order_relaxed);
-        atomic_fetch_add_explicit(&u->tx_bytes, bytes, memory_order_relaxed);
-        if (atomic_load_explicit(&u->full_since_ns, memory_order_relaxed) != 0) /* the line stays shared */
-            atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
-    }
-    return drop;
-}
-
-static void
-outbox_clear(struct pvs_outbox *box)
-{
-    box->n = box->sent = 0;
-    box->bounced = false;
-}
-
-void
-pvs_worker_send(struct pvs_worker *w)
-{
-    struct pvs_outbox *box = &w->outbox;
-
-    while (box->sent < box->n) {
-        enum pvs_drop drop = send_some(w);
-        if (drop == PVS_DROP_none)
-            break;
-        uint32_t n = box->stuck ? box->n - box->sent : 1;
-        pvs_count(&counters_of(w, box->uplink->queue.port)->tx_drop[drop], n);
-        box->sent += n;
-    }
-    outbox_clear(box);
-}
-
-/* May a frame wait until the kernel takes it? Nothing wakes us for that: it is tried again and again. */
-static bool
-wait_for_uplink(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_uplink *u)
-{
-    uint64_t since = atomic_load_explicit(&u->full_since_ns, memory_order_relaxed);
-
-    if (since == 0)
-        atomic_store_explicit(&u->full_since_ns, since = w->now_ns, memory_order_relaxed);
-    return (int64_t)(w->now_ns - since) < (int64_t)out->backpressure_ns; /* signed: as in wait_for_room */
-}
-
-static bool
-deliver_to_uplink(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_uplink *u,
-                  const struct pvs_frame *frame, struct pvs_queue *from)
-{
-    struct pvs_outbox *box = &w->outbox;
-    struct pvs_pieces *pieces = &w->pieces;
-    bool may_wait = from != NULL && out->backpressure_ns != 0;
-    uint32_t done = begin(pieces, frame, out, u->offloads, from);
-
-    if (box->uplink != u || may_wait) {
-        pvs_worker_send(w);
-        box->uplink = u;
-    }
-    for (bool more = done < pieces->n; more; more = pvs_pieces_next(pieces)) {
-        if (pvs_outbox_full(box))
-            pvs_worker_send(w);
-        pvs_outbox_put(box, pieces);
-        w->spent += cost(pieces);
-        if (!may_wait)
-            continue;
-        /* whether it has to wait must be known before it is committed: no bursts here */
-        if (send_some(w) == PVS_DROP_uplink_tx_full && wait_for_uplink(w, out, u)) {
-            outbox_clear(box);
-            leave_waiting(from, out, pieces, done);
-            return false;
-        }
-        pvs_worker_send(w);
-        done++;
-    }
-    return true;
-}
-
-bool
-pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame,
-            struct pvs_queue *from)
-{
-    struct pvs_port *port = out->port;
-    /* acquire: what control and its starter wrote into the queue is visible */
-    uint32_t up = atomic_load_explicit(&port->rx_up, memory_order_acquire);
-
-    if (up == 0 || atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE) {
-        pvs_count(&counters_of(w, port)->tx_drop[PVS_DROP_link_down], 1);
-        return true;
-    }
-    uint32_t pair = pvs_steer_choose(&port->steering, frame, up);
-    if (port->n_rings != 0)
-        return deliver_to_ring(w, out, &port->ring[2 * pair], frame, from);
-    return deliver_to_uplink(w, out, &port->uplink[pair], frame, from);
-}
-
 /* What a verdict does besides sending copies. */
-static void
+static inline void
 commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame, const struct pvs_verdict *v)
 {
-    uint32_t up = atomic_load_explicit(&in->rx_up, memory_order_relaxed);
-
-    pvs_receive(w, in, frame);
-    if ((up & (up - 1)) != 0 && !frame->injected)
+    if (!one_pair(in) && !frame->injected)
         pvs_steer_note(&in->steering, frame);
     if (v->punt)
         pvs_punt_frame(w, frame, v->vid, PVS_PUNT_BPDU);
@@ -310,30 +138,148 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
         pvs_count(&counters_of(w, in)->rx_drop[v->drop], 1);
 }
 
-bool
-pvs_forward(struct pvs_worker *w, struct pvs_frame *frame, struct pvs_queue *from)
+/* ---- bursts ---- */
+
+/* Have what a large FDB knows of the addresses of a burst brought into the cache: buckets first, then their entries. */
+static void
+prefetch_addresses(const struct pvs_fdb *fdb, const struct pvs_frame *frame, uint32_t n)
+{
+    if (!pvs_fdb_is_large(fdb))
+        return;
+    for (int entries = 0; entries < 2; entries++) {
+        for (uint32_t i = 0; i < n; i++) {
+            if (frame[i].malformed)
+                continue;
+            pvs_fdb_prefetch(fdb, frame[i].parsed.dst, 0, entries);
+            pvs_fdb_prefetch(fdb, frame[i].parsed.src, 0, entries);
+        }
+    }
+}
+
+/*
+ * Decide on frame number `i` of the burst and deliver its copies. False: it has to wait, and nothing was committed.
+ * *source is one that the FDB knows to be there (0: none), before and after.
+ */
+static inline bool
+forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *source)
 {
     const struct pvs_tables *tables = w->tables;
-    const struct pvs_port_view *in = &tables->port[pvs_ref_index(frame->in_ref)];
+    const struct pvs_frame *frame = &w->source[i];
     struct pvs_verdict *v = &w->verdict;
 
-    if (in->ref != frame->in_ref) { /* its port has left the tables; the ring's stop follows */
-        if (from != NULL && pvs_receive(w, from->port, frame))
-            pvs_count(&counters_of(w, from->port)->rx_drop[PVS_DROP_link_down], 1);
-        return true;
-    }
-    if (frame->malformed) {
-        pvs_receive(w, in->port, frame);
-        return true;
-    }
-    pvs_decide(frame, tables, w->now_s, v);
-    for (uint32_t i = 0; i < v->n_egress; i++) {
-        const struct pvs_port_view *out = &tables->port[v->egress[i].port];
-        if (v->egress[i].drop != PVS_DROP_none)
-            pvs_count(&counters_of(w, out->port)->tx_drop[v->egress[i].drop], 1);
-        else if (!pvs_deliver(w, out, frame, v->known ? from : NULL))
+    pvs_decide(frame, tables, w->now_s, frame->parsed.src == *source && *source != 0, v);
+    for (uint32_t k = 0; k < v->n_egress; k++) {
+        const struct pvs_port_view *out = &tables->port[v->egress[k].port];
+        if (v->egress[k].drop != PVS_DROP_none)
+            pvs_count(&counters_of(w, out->port)->tx_drop[v->egress[k].drop], 1);
+        else if (!pvs_deliver_in_burst(w, out, i, v->known ? from : NULL))
             return false;
     }
-    commit(w, in->port, frame, v);
+    commit(w, tables->port[pvs_ref_index(frame->in_ref)].port, frame, v);
+    *source = v->learn || v->drop != PVS_DROP_none ? 0 : frame->parsed.src;
     return true;
+}
+
+/*
+ * Where the last frame went, for those behind it between the same two addresses: by the lists of guests with one queue pair
+ * each, to one of them or (a flood) to all that have a list; and it changed nothing. Then so do they, whatever other workers
+ * learn meanwhile: a burst is one moment.
+ */
+struct way {
+    uint64_t dst, src;
+    uint32_t mtu; /* the smallest that is enforced; 0 = none is */
+    uint32_t n;   /* lists; 0 = there is no such frame */
+    struct pvs_destination *first;
+};
+
+static inline bool
+goes_same_way(const struct way *way, const struct pvs_frame *frame)
+{
+    return way->n != 0 && frame->parsed.dst == way->dst && frame->parsed.src == way->src && !frame->request.checksum &&
+           pvs_fits_mtu(frame, way->mtu);
+}
+
+static inline void
+go_same_way(struct pvs_worker *w, const struct way *way, uint32_t i)
+{
+    for (uint32_t k = 0; k < way->n; k++)
+        pvs_destination_add(w, &way->first[k], i);
+}
+
+/* Frame number `i` has been forwarded: is it one of those that others can follow? */
+static void
+note_way(struct pvs_worker *w, struct way *way, uint32_t i)
+{
+    const struct pvs_verdict *v = &w->verdict;
+    const struct pvs_frame *frame = &w->source[i];
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(frame->in_ref)];
+    struct way found = { .dst = frame->parsed.dst, .src = frame->parsed.src, .n = v->n_egress };
+
+    way->n = 0;
+    if (v->n_egress == 0 || v->learn || v->punt || !one_pair(in->port) ||
+        (v->n_egress != 1 && v->n_egress != w->n_destinations))
+        return;
+    for (uint32_t k = 0; k < v->n_egress; k++) {
+        const struct pvs_port_view *out = &w->tables->port[v->egress[k].port];
+        struct pvs_destination *d = pvs_destination_of(w, v->egress[k].port);
+        if (v->egress[k].drop != PVS_DROP_none || !one_pair(out->port) || d == NULL || d->n == 0 ||
+            d->number[d->n - 1] != i)
+            return;
+        if (out->mtu != 0 && (found.mtu == 0 || out->mtu < found.mtu))
+            found.mtu = out->mtu;
+    }
+    found.first = v->n_egress == 1 ? pvs_destination_of(w, v->egress[0].port) : w->destination;
+    *way = found;
+}
+
+uint32_t
+pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
+                  bool *waiting)
+{
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(from->port->ref)];
+    struct tally t = { 0 };
+    struct way way = { 0 };
+    uint64_t source = 0;
+    uint32_t done = 0;
+
+    *waiting = false;
+    if (in->ref != from->port->ref) { /* the port has left the tables; the queue's stop follows */
+        pvs_drop_received(w, from, frame, n, PVS_DROP_link_down);
+        return n;
+    }
+    w->source = frame;
+    w->spent = 0;
+    prefetch_addresses(w->tables->bridge[in->bridge].fdb, frame, n);
+    while (done < n && w->spent < PVS_BUDGET) {
+        const struct pvs_frame *f = &frame[done];
+        if (f->malformed) {
+            /* it is counted, and goes nowhere */
+        } else if (goes_same_way(&way, f)) {
+            go_same_way(w, &way, done);
+        } else if (forward_one(w, done, from, &source)) {
+            if (done + 1 < n && f[1].parsed.dst == f->parsed.dst)
+                note_way(w, &way, done);
+            from->progress.done = 0; /* it was the frame's that has left */
+        } else {
+            *waiting = true;
+            break;
+        }
+        tally_add(&t, f);
+        done++;
+    }
+    pvs_deliver_lists(w);
+    tally_count(w, from->port, &t);
+    w->taken_packets = t.packets;
+    w->taken_bytes = t.bytes;
+    return done;
+}
+
+void
+pvs_forward_injected(struct pvs_worker *w, struct pvs_frame *frame)
+{
+    uint64_t source = 0;
+
+    w->source = frame;
+    forward_one(w, 0, NULL, &source);
+    pvs_deliver_lists(w);
 }

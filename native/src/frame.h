@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "copy.h"
 #include "guest_memory.h"
 #include "virtio_abi.h"
 
@@ -71,7 +72,7 @@ pvs_cursor_read(struct pvs_cursor *c, uint8_t *to, uint32_t len)
     while (len != 0) {
         uint32_t room = c->seg->len - c->offset;
         uint32_t part = room < len ? room : len;
-        memcpy(to, c->seg->base + c->offset, part);
+        pvs_copy(to, c->seg->base + c->offset, part);
         to += part;
         len -= part;
         c->offset += part;
@@ -89,7 +90,7 @@ pvs_cursor_write(struct pvs_cursor *c, const uint8_t *from, uint32_t len)
     while (len != 0) {
         uint32_t room = c->seg->len - c->offset;
         uint32_t part = room < len ? room : len;
-        memcpy(c->seg->base + c->offset, from, part);
+        pvs_copy(c->seg->base + c->offset, from, part);
         from += part;
         len -= part;
         c->offset += part;

@@ -186,7 +186,7 @@ int
 pvs_region_create(_Atomic bool *port_lost, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset,
                   struct pvs_region **out)
 {
-    uint64_t end, align;
+    uint64_t end, align = 0;
 
     if (size == 0 || __builtin_add_overflow(gpa, size, &end) || __builtin_add_overflow(uva, size, &end))
         return -EINVAL;

@@ -9,6 +9,7 @@
 #include "offload.h"
 
 #include "checksum.h"
+#include "copy.h"
 #include "parse.h"
 
 enum { IPV4_HLEN = 20, IPV4_LEN = 2, IPV4_ID = 4, IPV4_FRAGMENT = 6, IPV4_PROTOCOL = 9, IPV4_CSUM = 10 };
@@ -153,13 +154,9 @@ check_gso(struct pvs_frame *frame)
 }
 
 bool
-pvs_offload_check(struct pvs_frame *frame, const struct virtio_net_hdr *header, uint8_t allowed)
+pvs_offload_check_request(struct pvs_frame *frame, const struct virtio_net_hdr *header, uint8_t allowed)
 {
     struct pvs_request *r = &frame->request;
-
-    *r = (struct pvs_request){ 0 };
-    if ((header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) == 0)
-        return header->gso_type == VIRTIO_NET_HDR_GSO_NONE; /* virtio 1.2, 5.1.6.2.1: GSO needs NEEDS_CSUM */
     uint8_t needs = needed(header->gso_type, frame->parsed.ethertype);
     if (needs == 0 || (allowed & needs) != needs || header->csum_start < frame->parsed.l3_offset)
         return false;
@@ -210,7 +207,7 @@ copy(struct pvs_cursor *to, struct pvs_cursor *from, uint32_t len, struct pvs_su
         if (sum != NULL)
             pvs_sum_copy(sum, to->seg->base + to->offset, from->seg->base + from->offset, part);
         else
-            memcpy(to->seg->base + to->offset, from->seg->base + from->offset, part);
+            pvs_copy(to->seg->base + to->offset, from->seg->base + from->offset, part);
         advance(from, part);
         advance(to, part);
         len -= part;
@@ -311,6 +308,14 @@ begin_segments(struct pvs_pieces *pieces)
     pieces->head = pieces->scratch;
     make_segment(pieces);
     return true;
+}
+
+bool
+pvs_request_taken(const struct pvs_frame *frame, uint8_t taken)
+{
+    uint8_t needs = needed(frame->request.gso_type, frame->parsed.ethertype);
+
+    return (taken & needs) == needs;
 }
 
 bool

@@ -40,7 +40,34 @@ uint8_t pvs_offloads_taken(uint64_t features);
  * A GSO frame that already fits one segment becomes a checksum request. Flags other than NEEDS_CSUM are ignored, and so
  * is hdr_len. After it the head is immutable.
  */
-bool pvs_offload_check(struct pvs_frame *frame, const struct virtio_net_hdr *header, uint8_t allowed);
+bool pvs_offload_check_request(struct pvs_frame *frame, const struct virtio_net_hdr *header, uint8_t allowed);
+
+/* As pvs_offload_check_request; most frames ask for nothing. */
+static inline bool
+pvs_offload_check(struct pvs_frame *frame, const struct virtio_net_hdr *header, uint8_t allowed)
+{
+    frame->request = (struct pvs_request){ 0 };
+    if ((header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) == 0)
+        return header->gso_type == VIRTIO_NET_HDR_GSO_NONE; /* virtio 1.2, 5.1.6.2.1: GSO needs NEEDS_CSUM */
+    return pvs_offload_check_request(frame, header, allowed);
+}
+
+/* What the virtio-net header says of a frame that is passed on with its request; num_buffers is left to the ring. */
+static inline struct virtio_net_hdr
+pvs_request_header(const struct pvs_request *r)
+{
+    return (struct virtio_net_hdr){
+        .flags = r->checksum ? VIRTIO_NET_HDR_F_NEEDS_CSUM : 0,
+        .gso_type = r->gso_type,
+        .hdr_len = r->hdr_len,
+        .gso_size = r->gso_size,
+        .csum_start = r->csum_start,
+        .csum_offset = r->csum_offset,
+    };
+}
+
+/* Does a receiver take this frame as it is? The frame has a request. */
+bool pvs_request_taken(const struct pvs_frame *frame, uint8_t taken);
 
 /* A frame on its way to one receiver. */
 struct pvs_pieces {

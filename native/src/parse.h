@@ -11,16 +11,14 @@
 
 enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_8021Q = 0x8100, ETHERTYPE_IPV6 = 0x86dd, ETHERTYPE_8021AD = 0x88a8 };
 
-/* Fill frame->parsed. False (and `malformed` set) when there isn't even an Ethernet header. */
-bool pvs_parse(struct pvs_frame *frame);
-
 static inline uint64_t
 pvs_mac_load(const uint8_t *p)
 {
-    uint64_t mac = 0;
-    for (int i = 0; i < 6; i++)
-        mac = mac << 8 | p[i];
-    return mac;
+    uint32_t high;
+    uint16_t low;
+    memcpy(&high, p, sizeof high);
+    memcpy(&low, p + sizeof high, sizeof low);
+    return (uint64_t)__builtin_bswap32(high) << 16 | __builtin_bswap16(low);
 }
 
 static inline void
@@ -42,6 +40,30 @@ static inline bool
 pvs_mac_is_link_local(uint64_t mac)
 {
     return mac >> 4 == 0x0180c2000000 >> 4;
+}
+
+/* The rest of pvs_parse: there is a tag. */
+void pvs_parse_tags(struct pvs_frame *frame);
+
+/* Fill frame->parsed. False (and `malformed` set) when there isn't even an Ethernet header. */
+static inline bool
+pvs_parse(struct pvs_frame *frame)
+{
+    struct pvs_parsed *p = &frame->parsed;
+    uint16_t type;
+
+    if (frame->len < PVS_ETH_HLEN || frame->len > PVS_MAX_FRAME) {
+        frame->malformed = true;
+        return false;
+    }
+    p->dst = pvs_mac_load(frame->head);
+    p->src = pvs_mac_load(frame->head + 6);
+    memcpy(&type, frame->head + 12, sizeof type);
+    p->ethertype = __builtin_bswap16(type);
+    p->l3_offset = PVS_ETH_HLEN;
+    if (p->ethertype == ETHERTYPE_8021Q || p->ethertype == ETHERTYPE_8021AD)
+        pvs_parse_tags(frame);
+    return true;
 }
 
 #define PVS_MAC_PAUSE     0x0180c2000001

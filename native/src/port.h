@@ -17,7 +17,12 @@
 #include "pvs_api.h"
 #include "steer.h"
 
+struct pvs_command;
+
 enum pvs_queue_kind { PVS_QUEUE_RING, PVS_QUEUE_UPLINK };
+
+/* A move from worker to worker: from RELEASE on nobody has the queue, from ADOPT on the new one will have it (moves.c). */
+enum pvs_move { PVS_MOVE_NONE, PVS_MOVE_RELEASE, PVS_MOVE_ADOPT };
 
 struct pvs_queue {
     struct pvs_port *port;
@@ -39,12 +44,16 @@ struct pvs_queue {
     uint64_t poll_ns;       /* how long it stays in the polled set without work */
     uint64_t rested_ns;     /* while it is at rest: its idle_since_ns then */
 
-    _Atomic bool running; /* its worker's; read by all */
+    _Atomic bool running;    /* its worker's; read by all */
+    _Atomic uint64_t cycles; /* likewise: spent on turns that gave frames, idle ones just before them included */
 
     /* control's view */
     bool started;  /* from its start until its stop is reaped */
     bool ready;    /* its start is reaped */
     bool stopping; /* its stop is under way */
+    uint8_t move;  /* enum pvs_move */
+    uint32_t move_to;
+    struct pvs_command *stop_after; /* a stop that was asked for during a move, kept back until that has ended */
 };
 
 struct pvs_port {

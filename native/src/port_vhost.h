@@ -4,8 +4,8 @@
  *
  * How it works: `guest_tx` rings are fetched from in bursts: chains are looked at ahead of taking them, so a burst may
  * end early and leave the rest as it was. `guest_rx` rings are delivered into: room is reserved first (across mergeable
- * buffers), then header, head and tail are written straight into the guest's buffers: the one copy of the payload.
- * Nothing is shown to a guest before pvs_split_publish.
+ * buffers), for all frames that go there, so that cache misses overlap; then header, head and tail are written straight
+ * into the guest's buffers: the one copy of the payload. Nothing is shown to a guest before pvs_vq_publish.
  *
  * Who may call: a guest_tx ring belongs to one worker. A guest_rx ring is everybody's: whoever holds its lock may
  * deliver; nobody holds two. Other fields are set by control while the port's rings are stopped.
@@ -38,12 +38,32 @@ struct pvs_ring {
     _Atomic uint64_t kicks, packets, bytes, notifications, notifications_suppressed;
 };
 
-enum { PVS_BURST = 32, PVS_ARENA = 4 * PVS_MAX_SEGS };
+enum { PVS_BURST = 64, PVS_ARENA = 4 * PVS_MAX_SEGS, PVS_LANDING = 2 * PVS_MAX_SEGS };
 
-/* The frames of one burst, and the segments they point into. */
+/* The frames of one burst, in a ring the position behind each, and the segments they point into. */
 struct pvs_burst {
     struct pvs_frame frame[PVS_BURST];
+    uint16_t next[PVS_BURST];
     struct pvs_seg arena[PVS_ARENA];
+};
+
+/* Where copies are to go: chains of a receive ring that were looked at, and their segments. */
+struct pvs_landing {
+    uint32_t n_chain, n_seg;
+    struct {
+        uint16_t id, next;
+        uint32_t room;
+    } chain[PVS_LANDING];
+    struct pvs_seg seg[PVS_LANDING];
+};
+
+/* What became of some frames for one receive ring. */
+struct pvs_delivery {
+    uint32_t packets;
+    uint64_t bytes;
+    enum pvs_broken broken;
+    bool dropped;            /* any of them */
+    uint8_t drop[PVS_BURST]; /* enum pvs_drop of each */
 };
 
 static inline bool
@@ -65,9 +85,13 @@ uint32_t pvs_guest_tx_fetch(struct pvs_ring *ring, struct pvs_burst *burst, enum
 /* Take the first n of them off the ring and give their chains back. */
 void pvs_guest_tx_finish(struct pvs_ring *ring, const struct pvs_burst *burst, uint32_t n);
 
-/* Write the piece at hand into the guest's buffers. `scratch` has PVS_MAX_SEGS places. none, or why it wasn't. */
-enum pvs_drop pvs_guest_rx_deliver(struct pvs_ring *ring, struct pvs_pieces *pieces, struct pvs_seg *scratch,
+/* Write the piece at hand into the guest's buffers. none, or why it wasn't. */
+enum pvs_drop pvs_guest_rx_deliver(struct pvs_ring *ring, struct pvs_pieces *pieces, struct pvs_landing *landing,
                                    enum pvs_broken *broken);
+
+/* Write the frames with these numbers, each as it is: its receiver takes what it leaves to be done. */
+void pvs_guest_rx_deliver_whole(struct pvs_ring *ring, const struct pvs_frame *frame, const uint8_t *number, uint32_t n,
+                                struct pvs_landing *landing, struct pvs_delivery *delivery);
 
 static inline bool
 pvs_ring_try(struct pvs_ring *ring)

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "switch.h"
-#include "virtqueue_split.h"
+#include "virtqueue_any.h"
 
 int
 pvs_port_allocate(struct pvs_switch *sw, struct pvs_port **out)
@@ -185,6 +185,8 @@ pvs_queue_command_finish(struct pvs_queue *queue, enum pvs_op op, int64_t result
     bool stop = op == PVS_OP_RING_STOP || op == PVS_OP_UPLINK_STOP;
 
     port->in_flight--;
+    if (op == PVS_OP_ADOPT)
+        pvs_move_adopted(queue);
     queue->ready |= start && result >= 0;
     if ((stop || (start && result < 0)) && queue->started) { /* a stop may follow a start that failed */
         queue->started = queue->ready = queue->stopping = false;
@@ -195,16 +197,24 @@ pvs_queue_command_finish(struct pvs_queue *queue, enum pvs_op op, int64_t result
     pvs_port_update_rx_up(port);
 }
 
+static struct pvs_command *
+queue_command(struct pvs_queue *queue, enum pvs_op op, int *error)
+{
+    struct pvs_command *command = pvs_command_new(queue->port->sw, op, 0, error);
+    if (command == NULL)
+        return NULL;
+    command->queue = queue;
+    command->worker = queue->move == PVS_MOVE_RELEASE ? PVS_NOBODY : queue->worker;
+    queue->port->in_flight++;
+    return command;
+}
+
 int64_t
 pvs_queue_command(struct pvs_queue *queue, enum pvs_op op)
 {
     int rc;
-    struct pvs_command *command = pvs_command_new(queue->port->sw, op, 0, &rc);
-    if (command == NULL)
-        return rc;
-    command->queue = queue;
-    queue->port->in_flight++;
-    return pvs_command_submit(queue->port->sw, command);
+    struct pvs_command *command = queue_command(queue, op, &rc);
+    return command == NULL ? rc : pvs_command_submit(queue->port->sw, command);
 }
 
 int64_t
@@ -222,15 +232,20 @@ pvs_queue_start(struct pvs_queue *queue, enum pvs_op op)
 int64_t
 pvs_queue_stop(struct pvs_queue *queue, enum pvs_op op)
 {
+    int rc;
+
     if (queue->stopping)
         return -EALREADY;
+    struct pvs_command *command = queue_command(queue, op, &rc);
+    if (command == NULL)
+        return rc;
     queue->stopping = true;
     pvs_port_update_rx_up(queue->port);
-    int64_t seq = pvs_queue_command(queue, op);
-    if (seq < 0) {
-        queue->stopping = false;
-        pvs_port_update_rx_up(queue->port);
-    }
+    int64_t seq = pvs_command_number(queue->port->sw, command);
+    if (queue->move != PVS_MOVE_NONE)
+        queue->stop_after = command;
+    else
+        pvs_command_hand(queue->port->sw, command);
     return seq;
 }
 
@@ -262,7 +277,7 @@ choose_worker(const struct pvs_port *port, uint32_t index, int32_t wanted)
 static int
 ring_prepare(struct pvs_port *port, struct pvs_ring *ring, const struct pvs_ring_conf *conf)
 {
-    int rc = pvs_split_attach(&ring->vq, port->memory, conf);
+    int rc = pvs_vq_attach(&ring->vq, port->memory, conf);
     if (rc == 0 && conf->call_fd >= 0)
         rc = make_nonblocking(conf->call_fd);
     if (rc != 0)
@@ -351,12 +366,13 @@ pvs_ring_status(const struct pvs_port *port, uint32_t index, struct pvs_ring_sta
         .bytes = atomic_load_explicit(&ring->bytes, memory_order_relaxed),
         .notifications = atomic_load_explicit(&ring->notifications, memory_order_relaxed),
         .notifications_suppressed = atomic_load_explicit(&ring->notifications_suppressed, memory_order_relaxed),
+        .cycles = atomic_load_explicit(&ring->queue.cycles, memory_order_relaxed),
         .worker = ring->queue.worker,
     };
     /* the ring is mapped for as long as it is started, and control is who unmaps */
     if (ring->queue.started) {
-        out->avail_idx = atomic_load_explicit(&ring->vq.avail->idx, memory_order_relaxed);
-        out->used_idx = atomic_load_explicit(&ring->vq.used->idx, memory_order_relaxed);
+        pvs_vq_progress(&ring->vq, &out->avail_idx, &out->used_idx);
+        out->silent = out->avail_idx == (ring->vq.packed ? VRING_PACKED_WRAP : 0); /* where a driver begins */
     }
     return 0;
 }

@@ -4,14 +4,14 @@
  *
  * Called by the worker's round, by forward.c and by commands.c, on the worker's thread.
  */
-#include "virtqueue_split.h"
+#include "virtqueue_any.h"
 #include "worker.h"
 
 void
 pvs_queue_activate(struct pvs_worker *w, struct pvs_queue *queue)
 {
     if (queue->kind == PVS_QUEUE_RING)
-        pvs_split_kick_suppress(&pvs_ring_of(queue)->vq);
+        pvs_vq_kick_suppress(&pvs_ring_of(queue)->vq);
     queue->idle_since_ns = w->now_ns;
     queue->active = true;
     queue->waiting = false;
@@ -60,6 +60,24 @@ pvs_worker_release(struct pvs_worker *w)
     if (w->held != NULL)
         pvs_ring_unlock(w->held);
     w->held = NULL;
+}
+
+void
+pvs_ring_show(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    pvs_vq_publish(&ring->vq);
+    pvs_ring_want_notify(w, ring);
+    pvs_ring_lost(w, ring);
+}
+
+bool
+pvs_ring_lost(struct pvs_worker *w, struct pvs_ring *ring)
+{
+    bool lost = atomic_load_explicit(&ring->queue.port->memory_lost, memory_order_relaxed);
+
+    if (__builtin_expect(lost, 0))
+        pvs_ring_broken(w, ring, PVS_BROKEN_MEMORY_LOST);
+    return lost;
 }
 
 void

@@ -2,6 +2,7 @@
 /*
  * switch.c - the control thread's side of the data plane: life, commands, tables, and what comes up (pvs_api.h).
  */
+#include "copy.h"
 #include "switch.h"
 
 #include <errno.h>
@@ -44,6 +45,7 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
 {
     if (!conf_valid(conf))
         return -EINVAL;
+    pvs_copy_init();
     int rc = pvs_sigbus_install();
     if (rc == 0)
         rc = interrupt_install();
@@ -92,9 +94,11 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
     case PVS_OP_RING_CALL:
     case PVS_OP_UPLINK_START:
     case PVS_OP_UPLINK_STOP:
+    case PVS_OP_ADOPT:
         pvs_queue_command_finish(command->queue, command->op, command->result);
         break;
     case PVS_OP_INJECT:
+    case PVS_OP_RELEASE: /* never comes back as such */
         break;
     }
     free(command);
@@ -103,24 +107,22 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
 void
 pvs_switch_destroy(struct pvs_switch *sw)
 {
+    uint64_t seq;
+    int64_t result;
+
     pvs_switch_stop(sw);
-    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
-        struct pvs_worker *w = sw->worker[i];
-        struct pvs_command *command;
-        if (w == NULL)
-            continue;
-        while ((command = pvs_mail_take(&w->mail)) != NULL)
-            pvs_command_run(w, command); /* no thread runs: finish what was under way */
+    while (sw->in_flight != 0) { /* no thread runs: finish what was under way; a move goes round twice */
+        for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
+            struct pvs_command *command;
+            while ((command = pvs_mail_take(&sw->worker[i]->mail)) != NULL)
+                pvs_command_run(sw->worker[i], command);
+        }
+        while (pvs_reap(sw, &seq, &result, 1) == 1)
+            ;
     }
-    for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
-        struct pvs_worker *w = sw->worker[i];
-        struct pvs_command *command;
-        if (w == NULL)
-            continue;
-        while ((command = pvs_mail_take(&w->done)) != NULL)
-            command_finish(sw, command);
-        pvs_worker_fini(w);
-        free(w);
+    for (uint32_t i = 0; i < sw->conf.n_workers && sw->worker[i] != NULL; i++) {
+        pvs_worker_fini(sw->worker[i]);
+        free(sw->worker[i]);
     }
     for (uint32_t i = 0; i < PVS_MAX_PORTS; i++) {
         struct pvs_port *port = sw->port[i];
@@ -276,16 +278,29 @@ pvs_command_new(struct pvs_switch *sw, enum pvs_op op, uint32_t extra, int *erro
 }
 
 int64_t
-pvs_command_submit(struct pvs_switch *sw, struct pvs_command *command)
+pvs_command_number(struct pvs_switch *sw, struct pvs_command *command)
 {
-    uint64_t seq = command->seq = ++sw->next_seq; /* kept: the command may be gone before the loop ends */
-    atomic_init(&command->remaining, sw->conf.n_workers);
+    command->seq = ++sw->next_seq;
     sw->in_flight++;
+    return (int64_t)command->seq;
+}
+
+void
+pvs_command_hand(struct pvs_switch *sw, struct pvs_command *command)
+{
+    atomic_init(&command->remaining, sw->conf.n_workers);
     for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
         pvs_mail_put(&sw->worker[i]->mail, command);
         pvs_worker_ring_bell(sw->worker[i]);
     }
-    return (int64_t)seq;
+}
+
+int64_t
+pvs_command_submit(struct pvs_switch *sw, struct pvs_command *command)
+{
+    int64_t seq = pvs_command_number(sw, command);
+    pvs_command_hand(sw, command);
+    return seq;
 }
 
 int
@@ -295,6 +310,10 @@ pvs_reap(struct pvs_switch *sw, uint64_t *seq, int64_t *result, int max)
     for (uint32_t i = 0; i < sw->conf.n_workers; i++) {
         struct pvs_command *command;
         while (n < max && (command = pvs_mail_take(&sw->worker[i]->done)) != NULL) {
+            if (command->op == PVS_OP_RELEASE) {
+                pvs_move_released(sw, command);
+                continue;
+            }
             seq[n] = command->seq;
             result[n++] = command->result;
             sw->in_flight--;
@@ -426,10 +445,15 @@ pvs_worker_perf(const struct pvs_switch *sw, uint32_t worker, struct pvs_perf *o
         .sleeps = atomic_load_explicit(&p->sleeps, memory_order_relaxed),
         .total_cycles = cycles,
         .learn_skipped = atomic_load_explicit(&p->learn_skipped, memory_order_relaxed),
+        .bursts = atomic_load_explicit(&p->bursts, memory_order_relaxed),
+        .queue_full = atomic_load_explicit(&p->queue_full, memory_order_relaxed),
+        .notifications = atomic_load_explicit(&p->notifications, memory_order_relaxed),
+        .notifications_suppressed = atomic_load_explicit(&p->notifications_suppressed, memory_order_relaxed),
+        .kicks = atomic_load_explicit(&p->kicks, memory_order_relaxed),
         .cycles_per_second = ns == 0 ? 0 : (uint64_t)((double)cycles * 1e9 / (double)ns),
         .sleeping = atomic_load_explicit(&w->sleeping, memory_order_relaxed),
     };
-    for (int i = 0; i < 33; i++)
+    for (int i = 0; i <= PVS_MAX_BURST; i++)
         out->burst_histogram[i] = atomic_load_explicit(&p->burst_histogram[i], memory_order_relaxed);
     return 0;
 }

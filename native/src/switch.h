@@ -26,11 +26,19 @@ struct pvs_switch {
 
 /* A command with `extra` bytes behind it, or NULL with -ENOMEM or -EAGAIN (too many under way) in *error. */
 struct pvs_command *pvs_command_new(struct pvs_switch *sw, enum pvs_op op, uint32_t extra, int *error);
-/* Hand it to every worker; returns its sequence number. */
+/* Give it a sequence number, which is returned; from now on it is under way. */
+int64_t pvs_command_number(struct pvs_switch *sw, struct pvs_command *command);
+/* Hand it to every worker. */
+void pvs_command_hand(struct pvs_switch *sw, struct pvs_command *command);
+/* Both. */
 int64_t pvs_command_submit(struct pvs_switch *sw, struct pvs_command *command);
 
 /* A command on a queue has come back: record what has become true. */
 void pvs_queue_command_finish(struct pvs_queue *queue, enum pvs_op op, int64_t result);
+/* The first half of a move has come back: begin the second. */
+void pvs_move_released(struct pvs_switch *sw, struct pvs_command *command);
+/* And the second: a stop that was kept back goes on its way. */
+void pvs_move_adopted(struct pvs_queue *queue);
 
 /* ---- between ports.c and uplinks.c ---- */
 

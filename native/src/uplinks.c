@@ -69,6 +69,7 @@ pvs_uplink_status(const struct pvs_port *port, uint32_t index, struct pvs_uplink
         .rx_bytes = atomic_load_explicit(&u->rx_bytes, memory_order_relaxed),
         .tx_packets = atomic_load_explicit(&u->tx_packets, memory_order_relaxed),
         .tx_bytes = atomic_load_explicit(&u->tx_bytes, memory_order_relaxed),
+        .cycles = atomic_load_explicit(&u->queue.cycles, memory_order_relaxed),
         .worker = u->queue.worker,
     };
     return 0;

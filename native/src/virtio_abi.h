@@ -29,6 +29,8 @@ enum {
     VIRTIO_F_INDIRECT_DESC = 28,
     VIRTIO_F_EVENT_IDX = 29,
     VIRTIO_F_VERSION_1 = 32,
+    VIRTIO_F_RING_PACKED = 34,
+    VIRTIO_F_IN_ORDER = 35,
     VIRTIO_NET_F_GUEST_USO4 = 54,
     VIRTIO_NET_F_GUEST_USO6 = 55,
     VIRTIO_NET_F_HOST_USO = 56,
@@ -64,6 +66,25 @@ struct vring_used {
     _Atomic uint16_t idx;
     struct vring_used_elem ring[];
 };
+
+/*
+ * A descriptor of a packed ring (virtio 1.2, 2.8.13), read and written as two words, each at once: the address; and
+ * length, buffer id (from bit 32) and flags (from bit 48).
+ */
+struct vring_packed_desc {
+    _Atomic uint64_t addr;
+    _Atomic uint64_t rest;
+};
+_Static_assert(sizeof(struct vring_packed_desc) == 16, "virtio 1.2, 2.8.13");
+
+enum { VRING_PACKED_AVAIL = 1 << 7, VRING_PACKED_USED = 1 << 15, VRING_PACKED_WRAP = 1 << 15 };
+
+/* When a side wants to be notified (virtio 1.2, 2.8.14). off_wrap: a position. */
+struct vring_packed_event {
+    _Atomic uint16_t off_wrap;
+    _Atomic uint16_t flags;
+};
+enum { VRING_EVENT_ENABLE = 0, VRING_EVENT_DISABLE = 1, VRING_EVENT_DESC = 2 };
 
 /* virtio 1.2, 5.1.6: num_buffers is absent from the legacy header of 10 bytes. */
 struct virtio_net_hdr {

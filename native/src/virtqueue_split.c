@@ -4,15 +4,10 @@
 
 #include <errno.h>
 
-static bool
-feature(const struct pvs_ring_conf *conf, int bit)
-{
-    return (conf->features >> bit & 1) != 0;
-}
-
 int
-pvs_split_attach(struct pvs_vq *vq, const struct pvs_memory *memory, const struct pvs_ring_conf *conf)
+pvs_split_attach(struct pvs_vq *vq, const struct pvs_ring_conf *conf)
 {
+    const struct pvs_memory *memory = vq->memory;
     uint32_t num = conf->num;
 
     if (num == 0 || num > 32768 || (num & (num - 1)) != 0)
@@ -20,8 +15,7 @@ pvs_split_attach(struct pvs_vq *vq, const struct pvs_memory *memory, const struc
     /* the alignments that virtio 1.2, 2.7 demands */
     if (conf->desc_uva % 16 != 0 || conf->avail_uva % 2 != 0 || conf->used_uva % 4 != 0)
         return -EINVAL;
-    bool event_idx = feature(conf, VIRTIO_F_EVENT_IDX);
-    uint64_t event = event_idx ? 2 : 0;
+    uint64_t event = vq->event_idx ? 2 : 0;
     void *desc = memory != NULL ? pvs_memory_from_uva(memory, conf->desc_uva, 16ULL * num) : NULL;
     void *avail = memory != NULL ? pvs_memory_from_uva(memory, conf->avail_uva, 4 + 2ULL * num + event) : NULL;
     void *used = memory != NULL ? pvs_memory_from_uva(memory, conf->used_uva, 4 + 8ULL * num + event) : NULL;
@@ -31,19 +25,11 @@ pvs_split_attach(struct pvs_vq *vq, const struct pvs_memory *memory, const struc
     if ((uintptr_t)desc % 8 != 0 || (uintptr_t)avail % 2 != 0 || (uintptr_t)used % 4 != 0)
         return -EINVAL;
 
-    bool mrg = feature(conf, VIRTIO_NET_F_MRG_RXBUF);
-    *vq = (struct pvs_vq){
-        .desc = desc,
-        .avail = avail,
-        .used = used,
-        .memory = memory,
-        .num = num,
-        .mask = (uint16_t)(num - 1),
-        .event_idx = event_idx,
-        .indirect = feature(conf, VIRTIO_F_INDIRECT_DESC),
-        .mrg_rxbuf = mrg,
-        .header_len = mrg || feature(conf, VIRTIO_F_VERSION_1) ? sizeof(struct virtio_net_hdr) : VIRTIO_NET_HDR_LEGACY,
-    };
+    vq->num = num;
+    vq->mask = (uint16_t)(num - 1);
+    vq->desc = desc;
+    vq->avail = avail;
+    vq->used = used;
     vq->used_event = &vq->avail->ring[num];
     vq->avail_event = (_Atomic uint16_t *)(void *)&vq->used->ring[num];
     /*
@@ -52,7 +38,8 @@ pvs_split_attach(struct pvs_vq *vq, const struct pvs_memory *memory, const struc
      * between taking and giving; those chains are then simply taken again.
      */
     uint16_t used_idx = atomic_load_explicit(&vq->used->idx, memory_order_relaxed);
-    vq->next_avail = vq->seen_avail = vq->next_used = vq->published_used = used_idx;
+    vq->next_avail = vq->seen_avail = vq->next_used = used_idx;
+    atomic_store_explicit(&vq->published_used, used_idx, memory_order_relaxed);
     return 0;
 }
 
@@ -63,28 +50,11 @@ pvs_split_available(struct pvs_vq *vq, enum pvs_broken *broken)
     vq->seen_avail = atomic_load_explicit(&vq->avail->idx, memory_order_acquire);
     uint16_t n = (uint16_t)(vq->seen_avail - vq->next_avail);
     if (n > vq->num) {
+        vq->seen_avail = vq->next_avail; /* nothing that can be used */
         *broken = PVS_BROKEN_AVAIL_JUMP;
         return 0;
     }
     return n;
-}
-
-/* The guest may rewrite a descriptor while we look: volatile makes each of its words one read. */
-struct desc_words {
-    uint64_t addr, rest;
-} __attribute__((packed, may_alias));
-
-static inline struct vring_desc
-desc_read(const void *table, uint32_t i)
-{
-    const volatile struct desc_words *w = (const volatile struct desc_words *)table + i;
-    uint64_t addr = w->addr, rest = w->rest;
-    return (struct vring_desc){
-        .addr = addr,
-        .len = (uint32_t)rest,
-        .flags = (uint16_t)(rest >> 32),
-        .next = (uint16_t)(rest >> 48),
-    };
 }
 
 /* A table of descriptors being walked: the ring's own, or an indirect one. */
@@ -113,51 +83,33 @@ enter_indirect(struct pvs_vq *vq, const struct vring_desc *d, struct table *tabl
 }
 
 enum pvs_broken
-pvs_split_chain(struct pvs_vq *vq, uint16_t head, bool writable, struct pvs_seg *seg, uint32_t cap,
-                struct pvs_chain *chain)
+pvs_split_chain_from(struct pvs_vq *vq, struct vring_desc d, bool writable, struct pvs_seg *seg, uint32_t cap,
+                     struct pvs_chain *chain)
 {
     struct table table = { .base = vq->desc, .size = vq->num, .indirect = false };
-    uint32_t i = head;
 
-    *chain = (struct pvs_chain){ .head = head };
-    if (i >= vq->num)
-        return PVS_BROKEN_HEAD_RANGE;
     for (;;) {
-        struct vring_desc d = desc_read(table.base, i);
+        enum pvs_broken broken;
         if (d.flags & VRING_DESC_F_INDIRECT) { /* at most once: tables don't nest */
-            enum pvs_broken broken = enter_indirect(vq, &d, &table);
+            broken = enter_indirect(vq, &d, &table);
             if (broken != PVS_BROKEN_NONE)
                 return broken;
-            i = 0;
+            d = pvs_split_desc(table.base, 0);
             continue;
         }
-        if (++chain->walked > vq->num || chain->walked > PVS_MAX_SEGS)
-            return PVS_BROKEN_CHAIN_LONG;
-        chain->wrong_direction |= ((d.flags & VRING_DESC_F_WRITE) != 0) != writable;
-        if (d.len != 0 && !chain->truncated) {
-            uint32_t room = cap - chain->n;
-            uint32_t n = pvs_memory_translate(vq->memory, d.addr, d.len, &vq->region_hint, seg + chain->n, room);
-            if (n == 0)
-                return PVS_BROKEN_BAD_ADDRESS;
-            if (n > room) {
-                chain->truncated = true;
-            } else {
-                chain->n += n;
-                chain->len += d.len;
-            }
-        }
-        if (!(d.flags & VRING_DESC_F_NEXT))
-            return PVS_BROKEN_NONE;
-        i = d.next;
-        if (i >= table.size)
+        broken = pvs_chain_add(vq, chain, d.addr, d.len, (d.flags & VRING_DESC_F_WRITE) != 0, writable, seg, cap);
+        if (broken != PVS_BROKEN_NONE || !(d.flags & VRING_DESC_F_NEXT))
+            return broken;
+        if (d.next >= table.size)
             return PVS_BROKEN_NEXT_RANGE;
+        d = pvs_split_desc(table.base, d.next);
     }
 }
 
 bool
 pvs_split_wants_call(struct pvs_vq *vq)
 {
-    uint16_t now = vq->published_used;
+    uint16_t now = atomic_load_explicit(&vq->published_used, memory_order_relaxed);
     bool wanted;
 
     if (vq->event_idx) {

@@ -12,8 +12,11 @@
 
 #include "virtqueue.h"
 
-/* Bind a stopped ring to guest memory. -EINVAL: bad size or alignment; -EFAULT: a part isn't mapped. */
-int pvs_split_attach(struct pvs_vq *vq, const struct pvs_memory *memory, const struct pvs_ring_conf *conf);
+/*
+ * Bind a stopped ring to guest memory; what both formats have in common is set already. -EINVAL: bad size or alignment;
+ * -EFAULT: a part isn't mapped.
+ */
+int pvs_split_attach(struct pvs_vq *vq, const struct pvs_ring_conf *conf);
 
 /* Chains that the guest has made available and we have not taken; with AVAIL_JUMP in *broken, 0. */
 uint32_t pvs_split_available(struct pvs_vq *vq, enum pvs_broken *broken);
@@ -26,9 +29,39 @@ pvs_split_head(const struct pvs_vq *vq, uint32_t ahead)
     return atomic_load_explicit(&vq->avail->ring[(vq->next_avail + ahead) & vq->mask], memory_order_relaxed);
 }
 
-/* Walk the chain at `head` into at most `cap` segments that the device reads (or, with `writable`, writes). */
-enum pvs_broken pvs_split_chain(struct pvs_vq *vq, uint16_t head, bool writable, struct pvs_seg *seg, uint32_t cap,
-                                struct pvs_chain *chain);
+static inline struct vring_desc
+pvs_split_desc(const void *table, uint32_t i)
+{
+    const volatile struct pvs_desc_words *w = (const volatile struct pvs_desc_words *)table + i;
+    uint64_t addr = w->addr, rest = w->rest;
+    return (struct vring_desc){
+        .addr = addr,
+        .len = (uint32_t)rest,
+        .flags = (uint16_t)(rest >> 32),
+        .next = (uint16_t)(rest >> 48),
+    };
+}
+
+/* The rest of pvs_split_chain: the chain's first descriptor has been read. */
+enum pvs_broken pvs_split_chain_from(struct pvs_vq *vq, struct vring_desc first, bool writable, struct pvs_seg *seg,
+                                     uint32_t cap, struct pvs_chain *chain);
+
+/*
+ * Walk the chain at `head` into at most `cap` segments that the device reads (or, with `writable`, writes). Most chains
+ * are one descriptor.
+ */
+static inline enum pvs_broken
+pvs_split_chain(struct pvs_vq *vq, uint16_t head, bool writable, struct pvs_seg *seg, uint32_t cap,
+                struct pvs_chain *chain)
+{
+    *chain = (struct pvs_chain){ .id = head };
+    if (head >= vq->num)
+        return PVS_BROKEN_HEAD_RANGE;
+    struct vring_desc d = pvs_split_desc(vq->desc, head);
+    if (__builtin_expect((d.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT)) != 0, 0))
+        return pvs_split_chain_from(vq, d, writable, seg, cap, chain);
+    return pvs_chain_add(vq, chain, d.addr, d.len, (d.flags & VRING_DESC_F_WRITE) != 0, writable, seg, cap);
+}
 
 static inline void
 pvs_split_take(struct pvs_vq *vq, uint32_t n)
@@ -44,12 +77,23 @@ pvs_split_give(struct pvs_vq *vq, uint16_t head, uint32_t len)
     vq->next_used++;
 }
 
+/*
+ * With IN_ORDER: give `n` chains back, the last of which has this head, by one used element (virtio 1.2, 2.7.9: at the
+ * place of the first). Not for chains that were written into, whose lengths the guest must know.
+ */
+static inline void
+pvs_split_give_batch(struct pvs_vq *vq, uint16_t last, uint32_t n)
+{
+    vq->used->ring[vq->next_used & vq->mask] = (struct vring_used_elem){ .id = last, .len = 0 };
+    vq->next_used = (uint16_t)(vq->next_used + n);
+}
+
 static inline void
 pvs_split_publish(struct pvs_vq *vq)
 {
     /* release: used elements and frame data are visible before the index that announces them */
     atomic_store_explicit(&vq->used->idx, vq->next_used, memory_order_release);
-    vq->published_used = vq->next_used;
+    atomic_store_explicit(&vq->published_used, vq->next_used, memory_order_relaxed);
 }
 
 /*

@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "virtqueue_split.h"
+#include "virtqueue_any.h"
 
 enum { MAX_RINGS = PVS_MAX_PORTS * PVS_MAX_PAIRS * 2 };
 enum { EVENT_SPOOL = 1 << 18, PUNT_SPOOL = 1 << 20, SLAB_BLOCKS = 1024, HELD_PER_PORT = 256 };
@@ -121,8 +121,10 @@ wait_for_kicks(struct pvs_worker *w, uint64_t timeout_ns)
             continue;
         }
         bool ring = queue->kind == PVS_QUEUE_RING;
-        if (ring)
+        if (ring) {
             pvs_count(&pvs_ring_of(queue)->kicks, 1);
+            pvs_count(&w->perf.kicks, 1);
+        }
         if (ring && !pvs_ring_is_guest_tx(pvs_ring_of(queue)))
             wake_waiters(w, pvs_ring_of(queue));
         else if (!queue->active && atomic_load_explicit(&queue->running, memory_order_relaxed) &&
@@ -140,10 +142,7 @@ publish_touched(struct pvs_worker *w)
         struct pvs_ring *ring = w->touched[i];
         pvs_worker_hold(w, ring, true);
         ring->touched &= (uint16_t)~pvs_worker_bit(w);
-        pvs_split_publish(&ring->vq);
-        pvs_ring_want_notify(w, ring);
-        if (atomic_load_explicit(&ring->queue.port->memory_lost, memory_order_relaxed))
-            pvs_ring_broken(w, ring, PVS_BROKEN_MEMORY_LOST);
+        pvs_ring_show(w, ring);
     }
     w->n_touched = 0;
     pvs_worker_release(w);
@@ -153,26 +152,10 @@ publish_touched(struct pvs_worker *w)
 static uint32_t
 discard(struct pvs_worker *w, struct pvs_ring *ring, uint32_t n)
 {
-    struct pvs_counters *c = ring->queue.port->counters[w->index];
     ring->queue.progress.done = 0;
     pvs_queue_set_waiting(w, &ring->queue, false);
-    for (uint32_t i = 0; i < n; i++)
-        if (pvs_receive(w, ring->queue.port, &w->burst.frame[i]))
-            pvs_count(&c->rx_drop[PVS_DROP_queue_disabled], 1);
+    pvs_drop_received(w, &ring->queue, w->burst.frame, n, PVS_DROP_queue_disabled);
     return n;
-}
-
-/* A queue's own counters: as the port's rx_packets and rx_bytes, well-formed frames. */
-static void
-count_taken(_Atomic uint64_t *packets, _Atomic uint64_t *bytes, const struct pvs_frame *frame, uint32_t n)
-{
-    uint64_t n_packets = 0, n_bytes = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        n_packets += !frame[i].malformed;
-        n_bytes += frame[i].malformed ? 0 : frame[i].len;
-    }
-    pvs_count(packets, n_packets);
-    pvs_count(bytes, n_bytes);
 }
 
 /*
@@ -184,8 +167,8 @@ maybe_rest_ring(struct pvs_worker *w, struct pvs_ring *ring)
 {
     if (w->now_ns - ring->queue.idle_since_ns < ring->queue.poll_ns || ring->queue.kickless || ring->queue.waiting)
         return;
-    if (pvs_split_kick_arm(&ring->vq, ring->vq.next_avail)) {
-        pvs_split_kick_suppress(&ring->vq);
+    if (pvs_vq_kick_arm(&ring->vq, ring->vq.next_avail)) {
+        pvs_vq_kick_suppress(&ring->vq);
         return;
     }
     if (w->polling == PVS_POLL_ADAPTIVE)
@@ -203,20 +186,13 @@ woke(const struct pvs_worker *w, struct pvs_ring *ring)
     ring->queue.rested_ns = 0;
 }
 
-/* Forward frames until they are through, the budget is spent, or one has to wait. How many have left. */
+/* Forward a burst and show its receivers what they got. How many frames have left. */
 static uint32_t
-forward_burst(struct pvs_worker *w, struct pvs_queue *queue, struct pvs_frame *frame, uint32_t n)
+forward_burst(struct pvs_worker *w, struct pvs_queue *queue, const struct pvs_frame *frame, uint32_t n)
 {
-    uint32_t done = 0;
-    bool waiting = false;
+    bool waiting;
+    uint32_t done = pvs_forward_burst(w, queue, frame, n, &waiting);
 
-    w->spent = 0;
-    while (done < n && w->spent < PVS_BUDGET && !waiting) {
-        waiting = !pvs_forward(w, &frame[done], queue);
-        done += !waiting;
-        if (!waiting)
-            queue->progress.done = 0; /* it was the frame's that has left */
-    }
     pvs_queue_set_waiting(w, queue, waiting);
     publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
     return done;
@@ -227,6 +203,7 @@ static void
 took(struct pvs_worker *w, struct pvs_queue *queue, uint32_t n)
 {
     pvs_count(&w->perf.packets, n);
+    pvs_count(&w->perf.bursts, 1);
     pvs_count(&w->perf.burst_histogram[n], 1);
     queue->idle_since_ns = w->now_ns;
 }
@@ -236,9 +213,11 @@ static uint32_t
 serve_ring(struct pvs_worker *w, struct pvs_ring *ring)
 {
     enum pvs_broken broken = PVS_BROKEN_NONE;
-    uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done;
+    uint32_t n = pvs_guest_tx_fetch(ring, &w->burst, &broken), done = 0;
 
-    if (n != 0 && !atomic_load_explicit(&ring->enabled, memory_order_relaxed))
+    if (n == 0)
+        pvs_queue_set_waiting(w, &ring->queue, false);
+    else if (!atomic_load_explicit(&ring->enabled, memory_order_relaxed))
         done = discard(w, ring, n);
     else
         done = forward_burst(w, &ring->queue, w->burst.frame, n);
@@ -246,9 +225,10 @@ serve_ring(struct pvs_worker *w, struct pvs_ring *ring)
         woke(w, ring);
         took(w, &ring->queue, done);
         pvs_guest_tx_finish(ring, &w->burst, done);
-        pvs_split_publish(&ring->vq);
+        pvs_vq_publish(&ring->vq);
         pvs_ring_want_notify(w, ring);
-        count_taken(&ring->packets, &ring->bytes, w->burst.frame, done);
+        pvs_count(&ring->packets, w->taken_packets);
+        pvs_count(&ring->bytes, w->taken_bytes);
     }
     if (atomic_load_explicit(&ring->queue.port->memory_lost, memory_order_relaxed))
         broken = PVS_BROKEN_MEMORY_LOST;
@@ -265,12 +245,15 @@ serve_uplink(struct pvs_worker *w, struct pvs_uplink *u)
 {
     bool fetched = u->done == u->n;
 
-    if (fetched && pvs_uplink_fetch(u) != 0)
-        count_taken(&u->rx_packets, &u->rx_bytes, u->in->frame, u->n);
+    if (fetched)
+        pvs_uplink_fetch(u);
     uint32_t done = forward_burst(w, &u->queue, u->in->frame + u->done, u->n - u->done);
     u->done += done;
-    if (done != 0)
+    if (done != 0) {
         took(w, &u->queue, done);
+        pvs_count(&u->rx_packets, w->taken_packets);
+        pvs_count(&u->rx_bytes, w->taken_bytes);
+    }
     /* what has come since an earlier fetch may have made its edge already, so only this one tells that it is empty */
     bool empty = fetched && u->drained && u->done == u->n;
     if (u->overrun_seen_s != w->now_s || (empty && u->lost_some))
@@ -278,6 +261,20 @@ serve_uplink(struct pvs_worker *w, struct pvs_uplink *u)
     if (empty)
         pvs_queue_deactivate(w, &u->queue);
     return done;
+}
+
+/* A queue's turn. Its time is taken from the end of the last turn that gave frames: one look at the clock for each. */
+static uint32_t
+serve(struct pvs_worker *w, struct pvs_queue *queue, uint64_t *stamp)
+{
+    uint32_t n =
+        queue->kind == PVS_QUEUE_RING ? serve_ring(w, pvs_ring_of(queue)) : serve_uplink(w, pvs_uplink_of(queue));
+    if (n != 0) {
+        uint64_t now = pvs_cycles();
+        pvs_count(&queue->cycles, now - *stamp);
+        *stamp = now;
+    }
+    return n;
 }
 
 /*
@@ -304,9 +301,10 @@ wants_call(struct pvs_worker *w, struct pvs_ring *ring)
     ring->notify &= (uint16_t)~pvs_worker_bit(w);
     if (atomic_load_explicit(&ring->queue.running, memory_order_relaxed) &&
         atomic_load_explicit(&ring->queue.port->broken, memory_order_relaxed) == PVS_BROKEN_NONE) {
-        wanted = pvs_split_wants_call(&ring->vq) || ring->call_owed;
+        wanted = pvs_vq_wants_call(&ring->vq) || ring->call_owed;
         ring->call_owed = false;
         pvs_count(wanted ? &ring->notifications : &ring->notifications_suppressed, 1);
+        pvs_count(wanted ? &w->perf.notifications : &w->perf.notifications_suppressed, 1);
     }
     return wanted;
 }
@@ -354,13 +352,13 @@ pvs_worker_round(struct pvs_worker *w, uint64_t now_ns)
     }
     uint32_t work = take_mail(w);
     publish_touched(w); /* what an injected frame left */
+    uint64_t stamp = pvs_cycles();
     for (uint32_t i = 0; i < w->n_active;) {
         struct pvs_queue *queue = w->active[i];
         if (atomic_load_explicit(&queue->port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
             pvs_queue_deactivate(w, queue);
         else
-            work += queue->kind == PVS_QUEUE_RING ? serve_ring(w, pvs_ring_of(queue))
-                                                  : serve_uplink(w, pvs_uplink_of(queue));
+            work += serve(w, queue, &stamp);
         if (i < w->n_active && w->active[i] == queue)
             i++; /* otherwise the last queue has taken this place */
     }

@@ -43,7 +43,16 @@ struct pvs_allowance {
 
 struct pvs_worker_perf {
     _Atomic uint64_t busy_cycles, idle_cycles, packets, loops, sleeps, learn_skipped;
-    _Atomic uint64_t burst_histogram[33];
+    _Atomic uint64_t bursts, queue_full, notifications, notifications_suppressed, kicks;
+    _Atomic uint64_t burst_histogram[PVS_MAX_BURST + 1];
+};
+
+/* Copies of a burst that are to be written into one receive ring. */
+struct pvs_destination {
+    struct pvs_ring *ring;
+    uint16_t index; /* its port's */
+    uint32_t n;
+    uint8_t number[PVS_BURST]; /* which frames of the burst */
 };
 
 struct pvs_worker {
@@ -74,9 +83,15 @@ struct pvs_worker {
     bool wake_control;
 
     struct pvs_burst burst;
+    const struct pvs_frame *source;         /* the frames of the burst at hand */
+    uint64_t taken_packets, taken_bytes;    /* those of it that have left, and were well-formed */
+    uint32_t n_destinations;                /* rings that copies of it go to */
+    uint16_t destination_of[PVS_MAX_PORTS]; /* by port index: the place in `destination`, plus 1; 0 = none */
+    struct pvs_destination destination[PVS_MAX_PORTS];
     struct pvs_verdict verdict;
     struct pvs_pieces pieces;
-    struct pvs_seg scratch[PVS_MAX_SEGS];
+    struct pvs_landing landing;
+    struct pvs_delivery delivery;
     struct pvs_outbox outbox;
     struct pvs_wheel wheel;
     struct pvs_slab slab;
@@ -101,21 +116,48 @@ void *pvs_worker_run(void *worker);
 /* Wake it if it sleeps. Called by control after it has put something into the mail (or set `stop`). */
 void pvs_worker_ring_bell(struct pvs_worker *worker);
 
-/* ---- between worker.c, queues.c, forward.c and commands.c ---- */
+/* ---- between worker.c, queues.c, forward.c, deliver.c and commands.c ---- */
 
-/* Count a frame that came from `port`. False when it is malformed. */
-bool pvs_receive(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame);
 /*
- * Decide on a frame, deliver its copies, and then apply the verdict's effects. `from` is the queue it came by, or NULL.
- * False: nothing was committed, the frame has to wait in `from` for its receiver and is to be tried again.
+ * Forward frames that came by a queue, in order, until all are through, the budget is spent, or one has to wait for its
+ * receiver (*waiting): nothing of that one was committed, it is to be tried again. How many have left.
  */
-bool pvs_forward(struct pvs_worker *worker, struct pvs_frame *frame, struct pvs_queue *from);
+uint32_t pvs_forward_burst(struct pvs_worker *worker, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
+                           bool *waiting);
+/* Forward a frame of the control plane's. Its port is in the tables. */
+void pvs_forward_injected(struct pvs_worker *worker, struct pvs_frame *frame);
+/* Count frames that came by a queue and go nowhere. */
+void pvs_drop_received(struct pvs_worker *worker, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
+                       enum pvs_drop why);
 /*
  * Deliver one copy and count it. False: it has to wait in `from` (NULL: it never does). What goes to an uplink is counted
  * when it is sent, by pvs_worker_send; until then the frame must stay where it is.
  */
 bool pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
                  struct pvs_queue *from);
+/* The same for frame number `number` of the burst at hand, which may be written only by pvs_deliver_lists. */
+bool pvs_deliver_in_burst(struct pvs_worker *worker, const struct pvs_port_view *out, uint32_t number,
+                          struct pvs_queue *from);
+/* The list that copies for a port are on, if there is one. */
+static inline struct pvs_destination *
+pvs_destination_of(struct pvs_worker *worker, uint16_t port)
+{
+    uint16_t place = worker->destination_of[port];
+    return place == 0 ? NULL : &worker->destination[place - 1];
+}
+
+/* Put frame number `number` of the burst at hand on a list. */
+static inline void
+pvs_destination_add(struct pvs_worker *worker, struct pvs_destination *destination, uint32_t number)
+{
+    const struct pvs_frame *frame = &worker->source[number];
+
+    destination->number[destination->n++] = (uint8_t)number;
+    worker->spent += frame->len + 64 * (frame->n_seg + 1);
+}
+
+/* Write what pvs_deliver_in_burst has put on lists. */
+void pvs_deliver_lists(struct pvs_worker *worker);
 /* Send what waits for the kernel, and count it. */
 void pvs_worker_send(struct pvs_worker *worker);
 /* Get the lock of a receive ring, letting go of the one held before. False: another worker has it (and not `wait`). */
@@ -126,8 +168,12 @@ void pvs_queue_activate(struct pvs_worker *worker, struct pvs_queue *queue);
 void pvs_queue_deactivate(struct pvs_worker *worker, struct pvs_queue *queue);
 /* The queue's first frame has to wait for its receiver, or no longer does. */
 void pvs_queue_set_waiting(struct pvs_worker *worker, struct pvs_queue *queue, bool waiting);
+/* Has its guest's memory been truncated? Then the port is latched broken. */
+bool pvs_ring_lost(struct pvs_worker *worker, struct pvs_ring *ring);
 /* Latch the ring's port broken, tell control, and stop serving it. */
 void pvs_ring_broken(struct pvs_worker *worker, struct pvs_ring *ring, enum pvs_broken why);
+/* Show a receive ring's guest what it was given. Its lock is held. */
+void pvs_ring_show(struct pvs_worker *worker, struct pvs_ring *ring);
 /* Put the ring on the list of those to publish, or to notify, at the end. A receive ring's lock is held. */
 void pvs_ring_touch(struct pvs_worker *worker, struct pvs_ring *ring);
 void pvs_ring_want_notify(struct pvs_worker *worker, struct pvs_ring *ring);
@@ -145,6 +191,13 @@ static inline uint16_t
 pvs_worker_bit(const struct pvs_worker *worker)
 {
     return (uint16_t)(1U << worker->index);
+}
+
+/* The descriptor that wakes its worker for a queue; -1: none does. */
+static inline int
+pvs_queue_wake_fd(struct pvs_queue *queue)
+{
+    return queue->kind == PVS_QUEUE_RING ? pvs_ring_of(queue)->kick_fd : pvs_uplink_of(queue)->fd;
 }
 
 static inline uint64_t

@@ -22,6 +22,7 @@ lab_conf_default(uint32_t n_ports)
         .bridge = { .flood_unknown = true },
     };
     pvd_conf_default(&conf.guest);
+    conf.guest.features |= lab_ring_features();
     return conf;
 }
 
@@ -119,6 +120,7 @@ lab_ring_conf(const struct lab *lab, uint32_t port, uint32_t ring)
         .used_uva = v.used_uva,
         .features = lab->conf.guest.features,
         .num = v.num,
+        .base = lab->port[port].base[ring],
         .enabled = true,
         .kick_fd = lab->conf.no_kick ? -1 : v.kick_fd,
         .call_fd = v.call_fd,
@@ -138,8 +140,25 @@ int64_t
 lab_ring_stop(struct lab *lab, uint32_t port, uint32_t ring)
 {
     int64_t base = lab_wait(lab, pvs_ring_stop(lab->port[port].port, ring));
-    lab->port[port].running[ring] = false;
+    lab_ring_stopped(lab, port, ring, base);
     return base;
+}
+
+void
+lab_ring_stopped(struct lab *lab, uint32_t port, uint32_t ring, int64_t base)
+{
+    lab->port[port].running[ring] = false;
+    lab->port[port].base[ring] = (uint32_t)base;
+}
+
+void
+lab_reset(struct lab *lab, uint32_t port)
+{
+    struct lab_port *p = &lab->port[port];
+
+    CHECK_EQ(pvd_guest_reset(p->guest, lab->conf.guest.features), 0);
+    for (uint32_t ring = 0; ring < pvd_n_rings(p->guest); ring++)
+        p->base[ring] = lab_base(lab, 0);
 }
 
 void
@@ -189,6 +208,8 @@ lab_open(struct lab *lab, const struct lab_conf *conf)
         p->worker = -1;
         CHECK_EQ(pvs_port_create(lab->sw, guest.queue_pairs, &p->port), 0);
         CHECK_EQ(pvd_guest_create(&guest, &p->guest), 0);
+        for (uint32_t ring = 0; ring < pvd_n_rings(p->guest); ring++)
+            p->base[ring] = lab_base(lab, 0);
         p->conf = (struct pvs_port_conf){ .port = p->port, .enabled = true };
     }
     lab_publish(lab);

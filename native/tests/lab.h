@@ -5,6 +5,7 @@
  * How it works: lab_open makes a switch, one bridge and n ports, each with a driver guest whose memory is mapped and whose
  * rings run. Without threads every step is taken by lab_poll, with a clock that moves LAB_STEP_NS a round; with
  * `threads` the workers run by themselves and waiting has a deadline. Anything that fails ends the test.
+ * In a TEST_EACH_RING the guests' rings have the format at hand, and what looks into a ring goes by the functions here.
  */
 #ifndef PVS_LAB_H
 #define PVS_LAB_H
@@ -42,6 +43,7 @@ struct lab_port {
     struct pvs_port_conf conf;
     int32_t worker; /* who is to poll it; -1 = spread */
     bool running[2 * PVS_MAX_PAIRS];
+    uint32_t base[2 * PVS_MAX_PAIRS]; /* where each ring goes on when it is started: what its stop told */
 };
 
 /* See uplink_lab.h. */
@@ -81,6 +83,10 @@ void lab_publish(struct lab *lab);
 struct pvs_ring_conf lab_ring_conf(const struct lab *lab, uint32_t port, uint32_t ring);
 void lab_ring_start(struct lab *lab, uint32_t port, uint32_t ring);
 int64_t lab_ring_stop(struct lab *lab, uint32_t port, uint32_t ring);
+/* A stop that the test asked for itself has this result. */
+void lab_ring_stopped(struct lab *lab, uint32_t port, uint32_t ring, int64_t base);
+/* The guest's driver starts anew; its rings must be stopped. */
+void lab_reset(struct lab *lab, uint32_t port);
 /* Map the guest's memory and start all of its rings; stop them and unmap. */
 void lab_attach(struct lab *lab, uint32_t port);
 void lab_detach(struct lab *lab, uint32_t port);
@@ -100,6 +106,32 @@ void lab_expect_nothing(struct lab *lab, uint32_t port);
 void lab_fill(struct lab *lab, uint32_t port, uint32_t n);
 /* One broadcast frame from each port, so that the FDB knows LAB_MAC(port) everywhere; received copies are discarded. */
 void lab_learn_all(struct lab *lab);
+
+/* ---- rings of either format ---- */
+
+/* Feature bits of the format at hand. */
+uint64_t lab_ring_features(void);
+bool lab_packed(const struct lab *lab);
+/* What GET_VRING_BASE answers for a ring that was begun anew and has given `n` chains of one descriptor back. */
+uint32_t lab_base(const struct lab *lab, uint32_t n);
+/* The same as the guest's memory shows it now, while nobody changes it. */
+uint32_t lab_used(const struct lab *lab, uint32_t port, uint32_t ring);
+/* Where the next chain must begin for a kick, as lab_base; -1: nowhere. Needs EVENT_IDX. */
+int64_t lab_kick_event(const struct lab *lab, uint32_t port, uint32_t ring);
+
+/* A piece of a chain; the flags are PVD_DESC_WRITE and PVD_DESC_INDIRECT. */
+struct lab_piece {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t flags;
+};
+/* Make `n` pieces available as one chain, whatever they are; split: in descriptors from `id` on. Doesn't kick. */
+void lab_post(const struct lab *lab, uint32_t port, uint32_t ring, uint16_t id, const struct lab_piece *piece,
+              uint32_t n);
+/* A chain of one piece, which is nowhere: who looks at it finds the ring broken by BAD_ADDRESS. */
+void lab_post_bad(const struct lab *lab, uint32_t port, uint32_t ring);
+/* The piece in descriptor `i` of the ring. */
+struct lab_piece lab_piece(const struct lab *lab, uint32_t port, uint32_t ring, uint16_t i);
 
 struct lab_counters {
     uint64_t value[PVS_COUNTER_COUNT], rx_drop[PVS_DROP_COUNT], tx_drop[PVS_DROP_COUNT];

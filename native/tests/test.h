@@ -5,6 +5,10 @@
  * How it works: each test runs in a process of its own, so a crash, a hang (60 s) or a changed signal handler is that
  * test's alone. The first CHECK that doesn't hold says where and ends the process. Under AddressSanitizer a leak fails
  * the test as well. `program WORD...` runs only the tests whose name contains one of the words.
+ *
+ * TEST_EACH_RING(title) instead of TEST(title): the test runs once with each format of a guest's rings, which
+ * `test_rings` tells it; TEST_PACKED_RINGS(title): with each packed one. `program --rings packed,in_order [WORD...]` runs
+ * what there is with that format; a TEST belongs to `split`.
  */
 #ifndef PVS_TEST_H
 #define PVS_TEST_H
@@ -13,22 +17,31 @@
 #include <stdio.h>
 #include <unistd.h>
 
+enum test_rings { TEST_SPLIT, TEST_SPLIT_IN_ORDER, TEST_PACKED, TEST_PACKED_IN_ORDER, TEST_RINGS };
+
+extern enum test_rings test_rings;
+
 struct test {
     const char *name;
     void (*run)(void);
+    uint32_t rings; /* a bit for each format */
     struct test *next;
 };
 
 void test_add(struct test *test);
 
-#define TEST(title)                                                 \
-    static void title(void);                                        \
-    __attribute__((constructor)) static void add_##title(void)      \
-    {                                                               \
-        static struct test test = { .name = #title, .run = title }; \
-        test_add(&test);                                            \
-    }                                                               \
+#define TEST_REGISTER(title, formats)                                                 \
+    static void title(void);                                                          \
+    __attribute__((constructor)) static void add_##title(void)                        \
+    {                                                                                 \
+        static struct test test = { .name = #title, .run = title, .rings = formats }; \
+        test_add(&test);                                                              \
+    }                                                                                 \
     static void title(void)
+
+#define TEST(title)              TEST_REGISTER(title, 1U << TEST_SPLIT)
+#define TEST_EACH_RING(title)    TEST_REGISTER(title, (1U << TEST_RINGS) - 1)
+#define TEST_PACKED_RINGS(title) TEST_REGISTER(title, 1U << TEST_PACKED | 1U << TEST_PACKED_IN_ORDER)
 
 #define CHECK(condition)                                                              \
     do {                                                                              \

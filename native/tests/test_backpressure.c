@@ -101,7 +101,7 @@ fill_up(uint32_t room, uint32_t n)
 
 /* ---- waiting ---- */
 
-TEST(a_full_receiver_that_drops_counts_each_frame)
+TEST_EACH_RING(a_full_receiver_that_drops_counts_each_frame)
 {
     open_workers(1);
     lab.port[1].conf.backpressure_ms = 0;
@@ -120,7 +120,7 @@ TEST(a_full_receiver_that_drops_counts_each_frame)
     close_and_check();
 }
 
-TEST(frames_wait_for_room_in_their_senders_ring)
+TEST_EACH_RING(frames_wait_for_room_in_their_senders_ring)
 {
     for (uint32_t workers = 1; workers <= 2; workers++) {
         open_workers(workers);
@@ -144,7 +144,7 @@ TEST(frames_wait_for_room_in_their_senders_ring)
 }
 
 /* Each time something is taken the bound begins anew. */
-TEST(a_slow_receiver_loses_nothing)
+TEST_EACH_RING(a_slow_receiver_loses_nothing)
 {
     uint32_t seen = 0;
     open_workers(2);
@@ -161,7 +161,7 @@ TEST(a_slow_receiver_loses_nothing)
     close_and_check();
 }
 
-TEST(after_the_bound_frames_are_dropped_at_once_until_one_is_taken)
+TEST_EACH_RING(after_the_bound_frames_are_dropped_at_once_until_one_is_taken)
 {
     open_workers(1);
     fill_up(4, 7);
@@ -191,7 +191,7 @@ TEST(after_the_bound_frames_are_dropped_at_once_until_one_is_taken)
     close_and_check();
 }
 
-TEST(kicks_for_room_are_wanted_while_somebody_waits)
+TEST_EACH_RING(kicks_for_room_are_wanted_while_somebody_waits)
 {
     open_workers(1);
     lab_fill(&lab, 1, 2);
@@ -210,7 +210,7 @@ TEST(kicks_for_room_are_wanted_while_somebody_waits)
     close_and_check();
 }
 
-TEST(a_frame_that_needs_several_buffers_waits_for_all_of_them)
+TEST_EACH_RING(a_frame_that_needs_several_buffers_waits_for_all_of_them)
 {
     struct lab_conf conf = lab_conf_default(4);
     conf.guest.rx_buf_size = 112; /* 100 bytes in the first, 112 in each other */
@@ -231,7 +231,7 @@ TEST(a_frame_that_needs_several_buffers_waits_for_all_of_them)
 
 /* ---- whom it concerns ---- */
 
-TEST(other_senders_and_floods_go_on)
+TEST_EACH_RING(other_senders_and_floods_go_on)
 {
     for (uint32_t workers = 1; workers <= 3; workers++) {
         open_workers(workers);
@@ -257,7 +257,7 @@ TEST(other_senders_and_floods_go_on)
     }
 }
 
-TEST(what_is_behind_a_waiting_frame_waits_as_well)
+TEST_EACH_RING(what_is_behind_a_waiting_frame_waits_as_well)
 {
     open_workers(1);
     fill_up(1, 2);
@@ -277,7 +277,7 @@ TEST(what_is_behind_a_waiting_frame_waits_as_well)
     close_and_check();
 }
 
-TEST(senders_in_several_workers_wait_for_the_same_ring)
+TEST_EACH_RING(senders_in_several_workers_wait_for_the_same_ring)
 {
     open_workers(2);
     for (uint32_t i = 0; i < 3; i += 2) {
@@ -310,7 +310,7 @@ TEST(senders_in_several_workers_wait_for_the_same_ring)
     close_and_check();
 }
 
-TEST(another_pair_of_a_full_ones_port_has_room)
+TEST_EACH_RING(another_pair_of_a_full_ones_port_has_room)
 {
     struct lab_conf conf = lab_conf_default(4);
     uint8_t got[100];
@@ -342,11 +342,11 @@ TEST(another_pair_of_a_full_ones_port_has_room)
 
 /* ---- what ends the waiting ---- */
 
-TEST(a_senders_ring_can_stop_and_resume_with_a_waiting_frame)
+TEST_EACH_RING(a_senders_ring_can_stop_and_resume_with_a_waiting_frame)
 {
     open_workers(2);
     fill_up(1, 3);
-    CHECK_EQ(lab_ring_stop(&lab, 0, 1), 1);
+    CHECK_EQ(lab_ring_stop(&lab, 0, 1), lab_base(&lab, 1));
     lab_poll(&lab, 2 * BOUND_MS * ROUNDS_A_MS);
     CHECK_EQ(lab_sum(lab_counters(&lab, 1).tx_drop), 0);
     give_room(5);
@@ -359,7 +359,7 @@ TEST(a_senders_ring_can_stop_and_resume_with_a_waiting_frame)
     close_and_check();
 }
 
-TEST(a_disabled_senders_waiting_frames_are_discarded)
+TEST_EACH_RING(a_disabled_senders_waiting_frames_are_discarded)
 {
     open_workers(2);
     fill_up(1, 3);
@@ -372,7 +372,7 @@ TEST(a_disabled_senders_waiting_frames_are_discarded)
     close_and_check();
 }
 
-TEST(a_receiver_that_stops_frees_its_senders)
+TEST_EACH_RING(a_receiver_that_stops_frees_its_senders)
 {
     open_workers(2);
     fill_up(1, 3);
@@ -390,7 +390,7 @@ TEST(a_receiver_that_stops_frees_its_senders)
     close_and_check();
 }
 
-TEST(a_receiver_that_goes_away_frees_its_senders)
+TEST_EACH_RING(a_receiver_that_goes_away_frees_its_senders)
 {
     open_workers(2);
     fill_up(1, 3);
@@ -407,12 +407,12 @@ TEST(a_receiver_that_goes_away_frees_its_senders)
     }
     CHECK_EQ(pvs_port_create(lab.sw, 1, &lab.port[1].port), 0);
     lab.port[1].conf.port = lab.port[1].port;
-    CHECK_EQ(pvd_guest_reset(lab.port[1].guest, lab.conf.guest.features), 0);
+    lab_reset(&lab, 1);
     lab_attach(&lab, 1);
     lab_close(&lab);
 }
 
-TEST(backpressure_that_is_switched_off_frees_the_senders)
+TEST_EACH_RING(backpressure_that_is_switched_off_frees_the_senders)
 {
     open_workers(2);
     fill_up(1, 3);
@@ -449,6 +449,14 @@ send_four_segments(void)
     lab_poll(&lab, 3);
 }
 
+static uint32_t
+ring_worker(uint32_t port)
+{
+    struct pvs_ring_status status;
+    CHECK_EQ(pvs_ring_status(lab.port[port].port, 1, &status), 0);
+    return status.worker;
+}
+
 /* The next `n` received frames are segments number `first` and on. */
 static void
 expect_segments(uint32_t first, uint32_t n)
@@ -464,9 +472,10 @@ expect_segments(uint32_t first, uint32_t n)
 }
 
 static void
-open_for_segments(void)
+open_for_segments(uint32_t workers)
 {
     struct lab_conf conf = lab_conf_default(4);
+    conf.workers = workers;
     conf.guest.tx_buf_size = 8192;
     open_conf(&conf);
     lab_fill(&lab, 1, 1);
@@ -475,9 +484,9 @@ open_for_segments(void)
     expect_segments(0, 1);
 }
 
-TEST(a_frame_can_wait_between_its_segments)
+TEST_EACH_RING(a_frame_can_wait_between_its_segments)
 {
-    open_for_segments();
+    open_for_segments(1);
     give_room(2);
     lab_poll(&lab, 2);
     CHECK_EQ(taken_from(0), 0);
@@ -492,9 +501,26 @@ TEST(a_frame_can_wait_between_its_segments)
     close_and_check();
 }
 
-TEST(segments_that_found_no_room_in_time_count_one_by_one)
+TEST_EACH_RING(a_frame_that_waits_between_its_segments_goes_on_at_another_worker)
 {
-    open_for_segments();
+    open_for_segments(2);
+    uint32_t to = 1 - ring_worker(0);
+    give_room(1);
+    lab_poll(&lab, 2);
+    expect_segments(1, 1);
+    CHECK_EQ(lab_wait(&lab, pvs_ring_move(lab.port[0].port, 1, to)), 0);
+    CHECK_EQ(ring_worker(0), to);
+    give_room(2);
+    lab_poll(&lab, 2);
+    CHECK_EQ(taken_from(0), 1);
+    expect_segments(2, 2);
+    CHECK_EQ(lab_sum(lab_counters(&lab, 1).tx_drop), 0);
+    close_and_check();
+}
+
+TEST_EACH_RING(segments_that_found_no_room_in_time_count_one_by_one)
+{
+    open_for_segments(1);
     lab_poll(&lab, (BOUND_MS + 1) * ROUNDS_A_MS);
     CHECK_EQ(taken_from(0), 1);
     CHECK_EQ(dropped(PVS_DROP_guest_rx_full), 3);

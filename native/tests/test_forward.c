@@ -28,7 +28,7 @@ close_and_check(void)
 
 /* ---- where frames go ---- */
 
-TEST(a_flood_reaches_everyone_but_its_sender)
+TEST_EACH_RING(a_flood_reaches_everyone_but_its_sender)
 {
     open_ports(4);
     for (uint32_t i = 0; i < 4; i++)
@@ -56,7 +56,7 @@ TEST(a_flood_reaches_everyone_but_its_sender)
     close_and_check();
 }
 
-TEST(known_unicast_goes_to_its_port_alone)
+TEST_EACH_RING(known_unicast_goes_to_its_port_alone)
 {
     open_ports(3);
     for (uint32_t i = 0; i < 3; i++)
@@ -70,7 +70,7 @@ TEST(known_unicast_goes_to_its_port_alone)
     close_and_check();
 }
 
-TEST(unknown_unicast_is_dropped_where_floods_of_it_are_off)
+TEST_EACH_RING(unknown_unicast_is_dropped_where_floods_of_it_are_off)
 {
     struct lab_conf conf = lab_conf_default(2);
     conf.bridge.flood_unknown = false;
@@ -88,7 +88,7 @@ TEST(unknown_unicast_is_dropped_where_floods_of_it_are_off)
     close_and_check();
 }
 
-TEST(a_frame_to_an_address_on_its_own_port_is_dropped)
+TEST_EACH_RING(a_frame_to_an_address_on_its_own_port_is_dropped)
 {
     open_ports(2);
     lab_fill(&lab, 1, 20);
@@ -101,7 +101,7 @@ TEST(a_frame_to_an_address_on_its_own_port_is_dropped)
     close_and_check();
 }
 
-TEST(alone_on_a_bridge_there_is_no_destination)
+TEST_EACH_RING(alone_on_a_bridge_there_is_no_destination)
 {
     open_ports(1);
     lab_frame(frame, LAB_BROADCAST, LAB_MAC(0), 60, 1);
@@ -111,7 +111,7 @@ TEST(alone_on_a_bridge_there_is_no_destination)
     close_and_check();
 }
 
-TEST(bridges_are_apart)
+TEST_EACH_RING(bridges_are_apart)
 {
     open_ports(4);
     struct pvs_port_conf ports[4];
@@ -137,7 +137,7 @@ TEST(bridges_are_apart)
     lab_close(&lab);
 }
 
-TEST(an_administratively_disabled_port_neither_sends_nor_receives)
+TEST_EACH_RING(an_administratively_disabled_port_neither_sends_nor_receives)
 {
     open_ports(3);
     for (uint32_t i = 0; i < 3; i++)
@@ -161,7 +161,7 @@ TEST(an_administratively_disabled_port_neither_sends_nor_receives)
     lab_close(&lab);
 }
 
-TEST(mtu_counts_l3_bytes_without_tags)
+TEST_EACH_RING(mtu_counts_l3_bytes_without_tags)
 {
     open_ports(3);
     lab.port[1].conf.mtu = 1500;
@@ -191,7 +191,7 @@ TEST(mtu_counts_l3_bytes_without_tags)
     close_and_check();
 }
 
-TEST(link_local_frames_stay_unless_forward_bpdu)
+TEST_EACH_RING(link_local_frames_stay_unless_forward_bpdu)
 {
     open_ports(2);
     lab_fill(&lab, 1, 40);
@@ -231,7 +231,7 @@ next_event(struct pvs_event *e)
     return pvs_event_next(lab.sw, e);
 }
 
-TEST(sources_are_learned_moved_and_reported)
+TEST_EACH_RING(sources_are_learned_moved_and_reported)
 {
     struct pvs_event e;
     open_ports(2);
@@ -258,7 +258,7 @@ TEST(sources_are_learned_moved_and_reported)
     lab_close(&lab);
 }
 
-TEST(group_and_zero_sources_are_not_learned)
+TEST_EACH_RING(group_and_zero_sources_are_not_learned)
 {
     struct pvs_event e;
     open_ports(2);
@@ -275,7 +275,7 @@ TEST(group_and_zero_sources_are_not_learned)
     lab_close(&lab);
 }
 
-TEST(a_static_address_does_not_move)
+TEST_EACH_RING(a_static_address_does_not_move)
 {
     uint8_t mac[6];
     open_ports(3);
@@ -290,7 +290,7 @@ TEST(a_static_address_does_not_move)
     lab_close(&lab);
 }
 
-TEST(an_address_of_a_port_that_was_replaced_is_unknown)
+TEST_EACH_RING(an_address_of_a_port_that_was_replaced_is_unknown)
 {
     uint8_t mac[6];
     open_ports(3);
@@ -307,7 +307,7 @@ TEST(an_address_of_a_port_that_was_replaced_is_unknown)
     lab_close(&lab);
 }
 
-TEST(learning_has_a_budget_per_port_and_second)
+TEST_EACH_RING(learning_has_a_budget_per_port_and_second)
 {
     enum { LIMIT = 8192 };
     struct lab_conf conf = lab_conf_default(1);
@@ -335,7 +335,7 @@ TEST(learning_has_a_budget_per_port_and_second)
 
 /* ---- a storm ---- */
 
-TEST(random_traffic_adds_up)
+TEST_EACH_RING(random_traffic_adds_up)
 {
     struct lab_conf conf = lab_conf_default(4);
     uint64_t seed = 42;

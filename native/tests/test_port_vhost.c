@@ -59,6 +59,17 @@ static const struct case_of_layout LAYOUTS[] = {
 
 enum { N_LAYOUTS = sizeof LAYOUTS / sizeof LAYOUTS[0] };
 
+/* Which of them a driver may use (virtio 1.2, 2.7.5 and 2.8.5). */
+static bool
+allowed(const struct pvd_layout *layout, uint64_t features)
+{
+    bool packed = (features & bit(PVD_F_RING_PACKED)) != 0, in_order = (features & bit(PVD_F_IN_ORDER)) != 0;
+
+    if ((layout->flags & PVD_LAYOUT_INDIRECT) != 0 && (features & bit(PVD_F_INDIRECT_DESC)) == 0)
+        return false;
+    return packed ? layout->direct == 0 : !in_order || (layout->flags & PVD_LAYOUT_SHUFFLE) == 0;
+}
+
 static const uint32_t LENGTHS[] = { 14, 15, 60, 116, 117, 127, 128, 129, 255, 256, 1514, 1518, 2000, 9014, 65549 };
 
 /* Every length with this layout on both sides (receive buffers of `rx_buf_size` bytes). */
@@ -101,9 +112,9 @@ all_lengths(uint64_t features, uint32_t rx_buf_size, const struct case_of_layout
 static void
 all_layouts(uint64_t features, uint32_t rx_buf_size)
 {
-    bool indirect = (features & bit(PVD_F_INDIRECT_DESC)) != 0;
+    features |= lab_ring_features();
     for (uint32_t i = 0; i < N_LAYOUTS; i++) {
-        if (!indirect && (LAYOUTS[i].layout.flags & PVD_LAYOUT_INDIRECT) != 0)
+        if (!allowed(&LAYOUTS[i].layout, features))
             continue;
         all_lengths(features, rx_buf_size, &LAYOUTS[i], true);
         all_lengths(features, rx_buf_size, &LAYOUTS[i], false);
@@ -112,17 +123,17 @@ all_layouts(uint64_t features, uint32_t rx_buf_size)
 
 static const uint64_t MODERN = 1ULL << PVD_F_VERSION_1 | 1ULL << PVD_F_ANY_LAYOUT | 1ULL << PVD_F_INDIRECT_DESC;
 
-TEST(every_layout_with_mergeable_buffers)
+TEST_EACH_RING(every_layout_with_mergeable_buffers)
 {
     all_layouts(MODERN | bit(PVD_F_MRG_RXBUF) | bit(PVD_F_EVENT_IDX), 2048);
 }
 
-TEST(every_layout_with_small_mergeable_buffers)
+TEST_EACH_RING(every_layout_with_small_mergeable_buffers)
 {
     all_layouts(MODERN | bit(PVD_F_MRG_RXBUF), 300);
 }
 
-TEST(every_layout_without_mergeable_buffers)
+TEST_EACH_RING(every_layout_without_mergeable_buffers)
 {
     all_layouts(MODERN | bit(PVD_F_EVENT_IDX), 66000);
 }
@@ -137,7 +148,7 @@ TEST(every_layout_with_the_legacy_header_of_12_bytes)
     all_layouts(bit(PVD_F_ANY_LAYOUT) | bit(PVD_F_MRG_RXBUF), 1000);
 }
 
-TEST(num_buffers_says_how_many_were_merged)
+TEST_EACH_RING(num_buffers_says_how_many_were_merged)
 {
     struct lab_conf conf = lab_conf_default(2);
     struct pvd_rx_info info;
@@ -157,7 +168,7 @@ TEST(num_buffers_says_how_many_were_merged)
     close_and_check();
 }
 
-TEST(the_largest_frame_passes_and_one_byte_more_is_malformed)
+TEST_EACH_RING(the_largest_frame_passes_and_one_byte_more_is_malformed)
 {
     struct lab_conf conf = lab_conf_default(2);
     conf.guest.tx_buf_size = 70000;
@@ -174,7 +185,7 @@ TEST(the_largest_frame_passes_and_one_byte_more_is_malformed)
     close_and_check();
 }
 
-TEST(chains_of_a_burst_may_fill_the_arena)
+TEST_EACH_RING(chains_of_a_burst_may_fill_the_arena)
 {
     /* 32 chains of 65 segments, each across two regions where it can be: more than one burst's segments */
     struct lab_conf conf = lab_conf_default(2);
@@ -201,14 +212,13 @@ expect_malformed(uint32_t len, uint16_t flags, const uint8_t *bytes)
 {
     uint64_t before = lab_counters(&lab, 0).rx_drop[PVS_DROP_malformed];
     uint64_t at = pvd_scratch_gpa(lab.port[0].guest);
-    struct pvd_desc d = { .addr = at, .len = len, .flags = flags };
+    struct lab_piece piece = { at, len, flags };
     uint32_t id, used;
 
     memset(pvd_ptr(lab.port[0].guest, at, 200), 0, 200);
     if (bytes != NULL)
         memcpy(pvd_ptr(lab.port[0].guest, at, len), bytes, len);
-    CHECK_EQ(pvd_desc_set(lab.port[0].guest, 1, 7, &d), 0);
-    CHECK_EQ(pvd_raw_post(lab.port[0].guest, 1, 7), 0);
+    lab_post(&lab, 0, 1, 7, &piece, 1);
     pvd_kick_force(lab.port[0].guest, 1);
     lab_poll(&lab, 2);
     CHECK_EQ(pvd_raw_take(lab.port[0].guest, 1, &id, &used), 0);
@@ -219,7 +229,7 @@ expect_malformed(uint32_t len, uint16_t flags, const uint8_t *bytes)
     lab_expect_nothing(&lab, 1);
 }
 
-TEST(transmit_of_a_header_and_nothing_more_is_malformed)
+TEST_EACH_RING(transmit_of_a_header_and_nothing_more_is_malformed)
 {
     open_ports(2);
     lab_fill(&lab, 1, 10);
@@ -228,7 +238,7 @@ TEST(transmit_of_a_header_and_nothing_more_is_malformed)
     close_and_check();
 }
 
-TEST(transmit_from_writable_buffers_is_malformed)
+TEST_EACH_RING(transmit_from_writable_buffers_is_malformed)
 {
     open_ports(2);
     lab_fill(&lab, 1, 10);
@@ -236,7 +246,7 @@ TEST(transmit_from_writable_buffers_is_malformed)
     close_and_check();
 }
 
-TEST(cve_2024_11614_offloads_that_were_not_offered_are_malformed)
+TEST_EACH_RING(cve_2024_11614_offloads_that_were_not_offered_are_malformed)
 {
     uint8_t bytes[100] = { 0 };
     open_ports(2);
@@ -252,7 +262,7 @@ TEST(cve_2024_11614_offloads_that_were_not_offered_are_malformed)
     close_and_check();
 }
 
-TEST(other_header_fields_are_hints_and_do_not_leave)
+TEST_EACH_RING(other_header_fields_are_hints_and_do_not_leave)
 {
     uint8_t header[12];
     open_ports(2);
@@ -277,7 +287,7 @@ TEST(other_header_fields_are_hints_and_do_not_leave)
 
 /* ---- the receiver ---- */
 
-TEST(receiver_without_buffers_drops_as_full)
+TEST_EACH_RING(receiver_without_buffers_drops_as_full)
 {
     open_ports(2);
     lab_frame(frame, LAB_MAC(1), LAB_MAC(0), 100, 0);
@@ -294,7 +304,7 @@ TEST(receiver_without_buffers_drops_as_full)
     close_and_check();
 }
 
-TEST(too_few_mergeable_buffers_rewind_and_leak_no_heads)
+TEST_EACH_RING(too_few_mergeable_buffers_rewind_and_leak_no_heads)
 {
     struct lab_conf conf = lab_conf_default(2);
     conf.guest.rx_buf_size = 500;
@@ -304,7 +314,7 @@ TEST(too_few_mergeable_buffers_rewind_and_leak_no_heads)
         lab_send(&lab, 0, frame, 1514); /* needs four */
         lab_poll(&lab, 2);
         CHECK_EQ(lab_counters(&lab, 1).tx_drop[PVS_DROP_guest_rx_full], have + 1);
-        CHECK_EQ(pvd_used_idx(lab.port[1].guest, 0), 0);
+        CHECK_EQ(lab_used(&lab, 1, 0), lab_base(&lab, 0));
         lab_fill(&lab, 1, 1);
     }
     lab_send(&lab, 0, frame, 1514);
@@ -314,7 +324,7 @@ TEST(too_few_mergeable_buffers_rewind_and_leak_no_heads)
     close_and_check();
 }
 
-TEST(receive_buffer_too_small_without_merging_is_left_for_smaller_frames)
+TEST_EACH_RING(receive_buffer_too_small_without_merging_is_left_for_smaller_frames)
 {
     struct lab_conf conf = lab_conf_default(2);
     conf.guest.features &= ~bit(PVD_F_MRG_RXBUF);
@@ -334,7 +344,7 @@ TEST(receive_buffer_too_small_without_merging_is_left_for_smaller_frames)
     close_and_check();
 }
 
-TEST(a_guest_that_is_gone_is_link_down_for_unicast_and_no_party_to_floods)
+TEST_EACH_RING(a_guest_that_is_gone_is_link_down_for_unicast_and_no_party_to_floods)
 {
     open_ports(3);
     lab_fill(&lab, 1, 10);
@@ -355,7 +365,7 @@ TEST(a_guest_that_is_gone_is_link_down_for_unicast_and_no_party_to_floods)
     lab_close(&lab);
 }
 
-TEST(a_disabled_receive_ring_receives_nothing)
+TEST_EACH_RING(a_disabled_receive_ring_receives_nothing)
 {
     open_ports(2);
     lab_fill(&lab, 1, 10);
@@ -373,7 +383,7 @@ TEST(a_disabled_receive_ring_receives_nothing)
     close_and_check();
 }
 
-TEST(a_disabled_transmit_ring_is_drained_and_counted)
+TEST_EACH_RING(a_disabled_transmit_ring_is_drained_and_counted)
 {
     open_ports(2);
     lab_fill(&lab, 1, 100);

@@ -95,28 +95,29 @@ ping_pong(enum pvs_polling polling, bool no_kick)
     lab_close(&lab);
 }
 
-TEST(thread_adaptive_worker_misses_no_kick)
+TEST_EACH_RING(thread_adaptive_worker_misses_no_kick)
 {
     ping_pong(PVS_POLL_ADAPTIVE, false);
 }
 
-TEST(thread_interrupt_worker_misses_no_kick)
+TEST_EACH_RING(thread_interrupt_worker_misses_no_kick)
 {
     ping_pong(PVS_POLL_INTERRUPT, false);
 }
 
-TEST(thread_busy_worker_passes_frames)
+TEST_EACH_RING(thread_busy_worker_passes_frames)
 {
     ping_pong(PVS_POLL_BUSY, false);
 }
 
-TEST(thread_rings_without_kicks_are_polled_in_their_sleep)
+TEST_EACH_RING(thread_rings_without_kicks_are_polled_in_their_sleep)
 {
     ping_pong(PVS_POLL_ADAPTIVE, true);
 }
 
-/* The next frame is sent the moment the last one arrives: often just while the worker arms the kick and goes to sleep. */
-TEST(thread_frames_that_come_while_the_kick_is_armed_are_seen)
+/* The next frame is sent the moment the last one arrives: often just while the
+ * worker arms the kick and goes to sleep. */
+TEST_EACH_RING(thread_frames_that_come_while_the_kick_is_armed_are_seen)
 {
     uint8_t frame[60], got[60];
     open_threads(2, PVS_POLL_INTERRUPT, 1, false);
@@ -137,7 +138,7 @@ TEST(thread_frames_that_come_while_the_kick_is_armed_are_seen)
     lab_close(&lab);
 }
 
-TEST(thread_idle_worker_sleeps_and_a_kick_wakes_it)
+TEST_EACH_RING(thread_idle_worker_sleeps_and_a_kick_wakes_it)
 {
     open_threads(2, PVS_POLL_ADAPTIVE, 1, false);
     WAIT_FOR(sleeping());
@@ -150,7 +151,7 @@ TEST(thread_idle_worker_sleeps_and_a_kick_wakes_it)
     lab_close(&lab);
 }
 
-TEST(thread_busy_worker_does_not_sleep)
+TEST_EACH_RING(thread_busy_worker_does_not_sleep)
 {
     open_threads(1, PVS_POLL_BUSY, 1, false);
     uint64_t loops = perf().loops;
@@ -159,7 +160,7 @@ TEST(thread_busy_worker_does_not_sleep)
     lab_close(&lab);
 }
 
-TEST(thread_mail_wakes_a_sleeping_worker)
+TEST_EACH_RING(thread_mail_wakes_a_sleeping_worker)
 {
     open_threads(1, PVS_POLL_INTERRUPT, 3, false);
     for (int i = 0; i < 300; i++) {
@@ -170,7 +171,7 @@ TEST(thread_mail_wakes_a_sleeping_worker)
     lab_close(&lab);
 }
 
-TEST(thread_stop_wakes_and_ends_a_sleeping_worker)
+TEST_EACH_RING(thread_stop_wakes_and_ends_a_sleeping_worker)
 {
     open_threads(1, PVS_POLL_ADAPTIVE, 2, false);
     CHECK_EQ(pvs_switch_start(lab.sw), -EBUSY);
@@ -249,7 +250,7 @@ traffic_end(struct traffic *t, uint32_t n)
         pthread_join(t[i].thread, NULL);
 }
 
-TEST(thread_rings_start_and_stop_under_traffic)
+TEST_EACH_RING(thread_rings_start_and_stop_under_traffic)
 {
     struct traffic traffic[3];
     uint64_t seed = 11;
@@ -296,8 +297,9 @@ TEST(thread_rings_start_and_stop_under_traffic)
     lab_close(&lab);
 }
 
-/* An injected frame and the stop of its ring in one round, and the memory unmapped as soon as the stop is finished. */
-TEST(thread_memory_is_left_alone_after_a_stop)
+/* An injected frame and the stop of its ring in one round, and the memory
+ * unmapped as soon as the stop is finished. */
+TEST_EACH_RING(thread_memory_is_left_alone_after_a_stop)
 {
     uint8_t frame[60];
     open_threads(2, PVS_POLL_ADAPTIVE, 1, false);
@@ -315,7 +317,7 @@ TEST(thread_memory_is_left_alone_after_a_stop)
     lab_close(&lab);
 }
 
-TEST(thread_ports_come_and_go)
+TEST_EACH_RING(thread_ports_come_and_go)
 {
     struct traffic traffic[2];
     open_threads(3, PVS_POLL_ADAPTIVE, 1, false);
@@ -330,7 +332,7 @@ TEST(thread_ports_come_and_go)
         p->conf.port = p->port;
         lab.conf.n_ports = 3;
         lab_publish(&lab);
-        CHECK_EQ(pvd_guest_reset(p->guest, lab.conf.guest.features), 0);
+        lab_reset(&lab, 2);
         lab_fill(&lab, 2, 16);
         lab_attach(&lab, 2);
     }
@@ -338,7 +340,7 @@ TEST(thread_ports_come_and_go)
     lab_close(&lab);
 }
 
-TEST(thread_truncated_memory_under_running_traffic)
+TEST_EACH_RING(thread_truncated_memory_under_running_traffic)
 {
     struct traffic traffic[2];
     open_threads(3, PVS_POLL_ADAPTIVE, 1, false);
@@ -356,7 +358,7 @@ TEST(thread_truncated_memory_under_running_traffic)
 
 /* ---- a front end's file descriptors ---- */
 
-TEST(thread_a_call_into_a_closed_pipe_ends_nothing)
+TEST_EACH_RING(thread_a_call_into_a_closed_pipe_ends_nothing)
 {
     int ends[2];
     open_threads(2, PVS_POLL_ADAPTIVE, 1, false);
@@ -511,8 +513,9 @@ TEST(thread_channel_keeps_order_and_content)
     pvs_spool_fini(&spool);
 }
 
-/* The front end fills its call and makes it blocking again: the flag is the file's, not ours alone. */
-TEST(thread_a_call_that_blocks_latches_its_port_and_stops_nobody)
+/* The front end fills its call and makes it blocking again: the flag is the
+ * file's, not ours alone. */
+TEST_EACH_RING(thread_a_call_that_blocks_latches_its_port_and_stops_nobody)
 {
     uint64_t full = UINT64_MAX - 1, owed;
     uint8_t frame[60];

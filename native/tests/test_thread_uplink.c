@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
-#include <sched.h>
 #include <string.h>
 #include <time.h>
 
@@ -171,18 +170,19 @@ nothing_is_lost(enum pvs_uplink_kind kind, enum pvs_polling polling)
     lab_close(&lab);
 }
 
-TEST(thread_two_workers_lose_nothing_to_a_slow_tap)
+TEST_EACH_RING(thread_two_workers_lose_nothing_to_a_slow_tap)
 {
     nothing_is_lost(PVS_TAP, PVS_POLL_ADAPTIVE);
 }
 
-TEST(thread_two_workers_lose_nothing_to_a_slow_socket)
+TEST_EACH_RING(thread_two_workers_lose_nothing_to_a_slow_socket)
 {
     nothing_is_lost(PVS_PACKET, PVS_POLL_INTERRUPT);
 }
 
-/* Each frame for itself, after everything was asleep: no edge is missed in either direction. */
-TEST(thread_uplink_wakes_a_sleeping_worker)
+/* Each frame for itself, after everything was asleep: no edge is missed in
+ * either direction. */
+TEST_EACH_RING(thread_uplink_wakes_a_sleeping_worker)
 {
     for (int k = 0; k < 2; k++) {
         open_with(k == 0 ? PVS_TAP : PVS_PACKET, PVS_POLL_INTERRUPT, 0);
@@ -197,8 +197,9 @@ TEST(thread_uplink_wakes_a_sleeping_worker)
     }
 }
 
-/* Frames that wait for the kernel keep their worker neither busy nor asleep for good. */
-TEST(thread_worker_naps_while_frames_wait_for_an_uplink)
+/* Frames that wait for the kernel keep their worker neither busy nor asleep for
+ * good. */
+TEST_EACH_RING(thread_worker_naps_while_frames_wait_for_an_uplink)
 {
     for (int k = 0; k < 2; k++) {
         struct pvs_perf perf;
@@ -218,7 +219,7 @@ TEST(thread_worker_naps_while_frames_wait_for_an_uplink)
     }
 }
 
-TEST(thread_uplink_stops_and_starts_under_traffic)
+TEST_EACH_RING(thread_uplink_stops_and_starts_under_traffic)
 {
     for (int k = 0; k < 2; k++) {
         open_with(k == 0 ? PVS_TAP : PVS_PACKET, PVS_POLL_ADAPTIVE, k == 0 ? 0 : 1);

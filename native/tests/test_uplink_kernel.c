@@ -130,14 +130,6 @@ open_with(enum pvs_uplink_kind kind, uint64_t features, bool offloads)
     return true;
 }
 
-static void
-close_and_check(void)
-{
-    lab_check_uplink(&lab, UP);
-    lab_check_sums(&lab);
-    lab_close(&lab);
-}
-
 /* ---- helpers ---- */
 
 /* The next frame for guest 1: the kernel may take its time. */
@@ -198,12 +190,6 @@ guest_sends(const struct virtio_net_hdr *header, const uint8_t *bytes, uint32_t 
     lab_poll(&lab, 3);
 }
 
-static uint64_t
-dropped_up(enum pvs_drop why)
-{
-    return lab_uplink_counters(&lab, UP).tx_drop[why];
-}
-
 /* ---- frames ---- */
 
 static void
@@ -224,21 +210,22 @@ both_ways(enum pvs_uplink_kind kind)
     CHECK_EQ(lab_uplink_counters(&lab, UP).value[PVS_C_rx_packets], 200);
     CHECK_EQ(lab_uplink_counters(&lab, UP).value[PVS_C_tx_packets], 200);
     CHECK_EQ(lab_uplink_status(&lab, UP, 0).error, 0);
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
-TEST(uplink_tap_carries_frames_both_ways)
+TEST_EACH_RING(uplink_tap_carries_frames_both_ways)
 {
     both_ways(PVS_TAP);
 }
 
-TEST(uplink_socket_carries_frames_both_ways)
+TEST_EACH_RING(uplink_socket_carries_frames_both_ways)
 {
     both_ways(PVS_PACKET);
 }
 
-/* The kernel takes our requests for what they are: an interface without offloads shows what it makes of them. */
-TEST(uplink_requests_are_finished_by_the_kernel)
+/* The kernel takes our requests for what they are: an interface without
+ * offloads shows what it makes of them. */
+TEST_EACH_RING(uplink_requests_are_finished_by_the_kernel)
 {
     if (!open_with(PVS_PACKET, 1 | 1ULL << HOST_TSO4 | 1ULL << HOST_TSO6 | 1ULL << HOST_USO, false))
         return;
@@ -263,7 +250,7 @@ TEST(uplink_requests_are_finished_by_the_kernel)
         cook_for(&small, FINISHED, LAB_FAR(UP), LAB_MAC(0));
         expect_up(&nothing, c.bytes, c.len);
     }
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
 static void
@@ -288,15 +275,15 @@ whole(enum pvs_uplink_kind kind)
             expect_down(c.bytes, c.len);
         }
     }
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
-TEST(uplink_tap_passes_segments_whole)
+TEST_EACH_RING(uplink_tap_passes_segments_whole)
 {
     whole(PVS_TAP);
 }
 
-TEST(uplink_socket_passes_segments_whole)
+TEST_EACH_RING(uplink_socket_passes_segments_whole)
 {
     whole(PVS_PACKET);
 }
@@ -314,7 +301,7 @@ send_tagged(uint16_t tpid, uint16_t tci, uint32_t len)
     lab_wire_send(&lab, UP, NULL, frame, len);
 }
 
-TEST(uplink_socket_puts_tags_back)
+TEST_EACH_RING(uplink_socket_puts_tags_back)
 {
     if (!open_with(PVS_PACKET, 0, true))
         return;
@@ -348,13 +335,14 @@ TEST(uplink_socket_puts_tags_back)
         }
     }
     CHECK_EQ(lab_sum(lab_uplink_counters(&lab, UP).rx_drop), 0);
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
 /* ---- what the kernel loses or refuses ---- */
 
-/* A datagram to be fragmented (UFO) fits no virtio-net header: it is lost, and what came behind it is not forgotten. */
-TEST(uplink_socket_goes_on_behind_a_frame_it_cannot_have)
+/* A datagram to be fragmented (UFO) fits no virtio-net header: it is lost, and
+ * what came behind it is not forgotten. */
+TEST_EACH_RING(uplink_socket_goes_on_behind_a_frame_it_cannot_have)
 {
     if (!open_with(PVS_PACKET, 0, true))
         return;
@@ -374,7 +362,7 @@ TEST(uplink_socket_goes_on_behind_a_frame_it_cannot_have)
         expect_down(frame, 100);
     }
     CHECK_EQ(lab_uplink_counters(&lab, UP).rx_drop[PVS_DROP_malformed], 2);
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
 enum { SENT = 2000 };
@@ -389,7 +377,7 @@ overrun(void)
     }
 }
 
-TEST(uplink_socket_that_overruns_counts_what_was_lost)
+TEST_EACH_RING(uplink_socket_that_overruns_counts_what_was_lost)
 {
     if (!open_with(PVS_PACKET, 0, true))
         return;
@@ -407,7 +395,7 @@ TEST(uplink_socket_that_overruns_counts_what_was_lost)
 }
 
 /* Without a turn between the loss and the stop. */
-TEST(uplink_socket_that_stops_counts_what_was_lost)
+TEST_EACH_RING(uplink_socket_that_stops_counts_what_was_lost)
 {
     if (!open_with(PVS_PACKET, 0, true))
         return;
@@ -417,17 +405,17 @@ TEST(uplink_socket_that_stops_counts_what_was_lost)
     lab_close(&lab);
 }
 
-TEST(uplink_socket_drops_what_exceeds_the_interface)
+TEST_EACH_RING(uplink_socket_drops_what_exceeds_the_interface)
 {
     if (!open_with(PVS_PACKET, 0, true))
         return;
     lab_frame(frame, LAB_FAR(UP), LAB_MAC(0), 3000, 1);
     guest_sends(NULL, frame, 3000);
-    CHECK_EQ(dropped_up(PVS_DROP_mtu_exceeded), 1);
+    CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_mtu_exceeded), 1);
     lab_frame(frame, LAB_FAR(UP), LAB_MAC(0), 1514, 2);
     guest_sends(NULL, frame, 1514);
     expect_up(&nothing, frame, 1514);
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
 /* ---- links ---- */
@@ -475,7 +463,7 @@ without_link(enum pvs_uplink_kind kind)
         set_flags(0, IFF_UP);
         for (int k = 0; k < 5; k++)
             guest_sends(NULL, frame, 200);
-        CHECK_EQ(dropped_up(PVS_DROP_link_down), 5 * (i + 1));
+        CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_link_down), 5 * (i + 1));
         expect_rest();
         CHECK(lab_uplink_status(&lab, UP, 0).error != 0);
         set_flags(IFF_UP, 0);
@@ -490,10 +478,10 @@ without_link(enum pvs_uplink_kind kind)
     expect_rest();
     for (int k = 0; k < 5; k++)
         guest_sends(NULL, frame, 200);
-    CHECK_EQ(dropped_up(PVS_DROP_link_down), 20);
+    CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_link_down), 20);
     CHECK_EQ(lab_sum(lab_uplink_counters(&lab, UP).tx_drop), 20);
     expect_rest();
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
 TEST(uplink_tap_whose_interface_goes_down_or_away)

@@ -17,54 +17,10 @@ static struct lab lab;
 static uint8_t frame[PVS_MAX_FRAME], got[PVS_MAX_FRAME];
 
 static void
-open_with(uint32_t workers, enum pvs_uplink_kind kind, uint64_t features)
-{
-    struct lab_conf conf = lab_conf_default(2);
-    conf.workers = workers;
-    conf.guest.tx_buf_size = 20000;
-    conf.guest.features |= features;
-    lab_open(&lab, &conf);
-    for (uint32_t i = 0; i < 2; i++) { /* their worker is the last, the uplink's the first */
-        lab_detach(&lab, i);
-        lab.port[i].worker = (int32_t)workers - 1;
-        lab_attach(&lab, i);
-    }
-    CHECK_EQ(lab_uplink_add(&lab, kind, 1), UP);
-    lab_know_all(&lab);
-}
-
-static void
 backpressure(struct pvs_port_conf *conf, uint32_t ms)
 {
     conf->backpressure_ms = ms;
     lab_publish(&lab);
-}
-
-static void
-close_and_check(void)
-{
-    for (uint32_t i = 0; i < lab.n_uplinks; i++)
-        lab_check_uplink(&lab, i);
-    lab_check_sums(&lab);
-    lab_close(&lab);
-}
-
-static int
-taken_from(uint32_t port)
-{
-    return pvd_tx_reap(lab.port[port].guest, 0);
-}
-
-static uint64_t
-sent_up(void)
-{
-    return lab_uplink_counters(&lab, UP).value[PVS_C_tx_packets];
-}
-
-static uint64_t
-dropped_up(enum pvs_drop why)
-{
-    return lab_uplink_counters(&lab, UP).tx_drop[why];
 }
 
 /* ---- frames that wait for an uplink ---- */
@@ -76,17 +32,17 @@ fill_up(uint32_t n)
     for (uint32_t i = 0; i < n; i++)
         lab_send_up(&lab, 0, i);
     lab_poll(&lab, 10);
-    int in = taken_from(0);
+    int in = lab_taken_from(&lab, 0);
     CHECK(in > 0 && (uint32_t)in < n);
-    CHECK_EQ(sent_up(), in);
+    CHECK_EQ(lab_sent_up(&lab), in);
     return (uint32_t)in;
 }
 
-TEST(frames_wait_for_a_full_uplink_and_none_is_lost)
+TEST_EACH_RING(frames_wait_for_a_full_uplink_and_none_is_lost)
 {
     for (uint32_t workers = 1; workers <= 2; workers++) {
         for (int k = 0; k < 2; k++) {
-            open_with(workers, kinds[k], 0);
+            lab_uplink_open(&lab, workers, kinds[k], 0);
             lab_uplink_room(&lab, UP, ROOM);
             backpressure(&lab.uplink[UP].conf, BOUND_MS);
             uint32_t in = fill_up(200), next = 0;
@@ -97,47 +53,47 @@ TEST(frames_wait_for_a_full_uplink_and_none_is_lost)
                     lab_expect_up(&lab, 0, next++);
                 lab_wire_expect_nothing(&lab, UP);
                 lab_poll(&lab, 5);
-                in += (uint32_t)taken_from(0);
+                in += (uint32_t)lab_taken_from(&lab, 0);
                 CHECK(next == 200 || in > next);
             }
             CHECK_EQ(lab_sum(lab_uplink_counters(&lab, UP).tx_drop), 0);
-            CHECK_EQ(sent_up(), 200);
-            close_and_check();
+            CHECK_EQ(lab_sent_up(&lab), 200);
+            lab_uplink_close(&lab);
         }
     }
 }
 
-TEST(after_the_bound_frames_for_an_uplink_are_dropped_until_one_goes)
+TEST_EACH_RING(after_the_bound_frames_for_an_uplink_are_dropped_until_one_goes)
 {
     for (int k = 0; k < 2; k++) {
-        open_with(1, kinds[k], 0);
+        lab_uplink_open(&lab, 1, kinds[k], 0);
         lab_uplink_room(&lab, UP, ROOM);
         backpressure(&lab.uplink[UP].conf, BOUND_MS);
         uint32_t in = fill_up(100);
         lab_poll(&lab, (BOUND_MS - 3) * ROUNDS_A_MS);
-        CHECK_EQ(taken_from(0), 0);
+        CHECK_EQ(lab_taken_from(&lab, 0), 0);
         lab_poll(&lab, 4 * ROUNDS_A_MS);
-        CHECK_EQ(taken_from(0), 100 - in);
-        CHECK_EQ(dropped_up(PVS_DROP_uplink_tx_full), 100 - in);
+        CHECK_EQ(lab_taken_from(&lab, 0), 100 - in);
+        CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_uplink_tx_full), 100 - in);
         lab_send_up(&lab, 0, 100);
         lab_poll(&lab, 2);
-        CHECK_EQ(taken_from(0), 1); /* it is not waited for again */
+        CHECK_EQ(lab_taken_from(&lab, 0), 1); /* it is not waited for again */
         for (uint32_t i = 0; i < in; i++)
             lab_expect_up(&lab, 0, i);
         lab_wire_expect_nothing(&lab, UP);
-        uint64_t before = sent_up();
+        uint64_t before = lab_sent_up(&lab);
         for (uint32_t i = 0; i < 100; i++)
             lab_send_up(&lab, 0, i);
         lab_poll(&lab, 10); /* one went: now they wait */
-        CHECK_EQ(taken_from(0), sent_up() - before);
-        CHECK_EQ(dropped_up(PVS_DROP_uplink_tx_full), 100 - in + 1);
+        CHECK_EQ(lab_taken_from(&lab, 0), lab_sent_up(&lab) - before);
+        CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_uplink_tx_full), 100 - in + 1);
         lab_close(&lab);
     }
 }
 
-TEST(others_go_on_while_frames_wait_for_an_uplink)
+TEST_EACH_RING(others_go_on_while_frames_wait_for_an_uplink)
 {
-    open_with(2, PVS_PACKET, 0);
+    lab_uplink_open(&lab, 2, PVS_PACKET, 0);
     lab_uplink_room(&lab, UP, ROOM);
     backpressure(&lab.uplink[UP].conf, BOUND_MS);
     lab_fill(&lab, 0, 8);
@@ -154,19 +110,20 @@ TEST(others_go_on_while_frames_wait_for_an_uplink)
     lab_send(&lab, 1, frame, 60);
     lab_poll(&lab, 2);
     lab_expect(&lab, 0, frame, 60);
-    CHECK_EQ(dropped_up(PVS_DROP_uplink_tx_full), 1);
+    CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_uplink_tx_full), 1);
     lab_uplink_stop(&lab, UP, 0); /* and its stop frees who waits */
     lab_poll(&lab, 5);
-    CHECK_EQ(taken_from(0), 100 - in);
-    CHECK_EQ(dropped_up(PVS_DROP_link_down), 100 - in);
-    close_and_check();
+    CHECK_EQ(lab_taken_from(&lab, 0), 100 - in);
+    CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_link_down), 100 - in);
+    lab_uplink_close(&lab);
 }
 
-/* What a burst has already put together for a full uplink is dropped and counted before one of its frames waits. */
-TEST(floods_before_a_frame_that_waits_are_counted)
+/* What a burst has already put together for a full uplink is dropped and
+ * counted before one of its frames waits. */
+TEST_EACH_RING(floods_before_a_frame_that_waits_are_counted)
 {
     for (int k = 0; k < 2; k++) {
-        open_with(1, kinds[k], 0);
+        lab_uplink_open(&lab, 1, kinds[k], 0);
         lab_uplink_room(&lab, UP, ROOM);
         backpressure(&lab.uplink[UP].conf, BOUND_MS);
         uint32_t in = fill_up(100);
@@ -176,19 +133,20 @@ TEST(floods_before_a_frame_that_waits_are_counted)
         }
         lab_send_up(&lab, 1, 200);
         lab_poll(&lab, 3);
-        CHECK_EQ(taken_from(1), 3);
-        CHECK_EQ(dropped_up(PVS_DROP_uplink_tx_full), 3);
+        CHECK_EQ(lab_taken_from(&lab, 1), 3);
+        CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_uplink_tx_full), 3);
         for (uint32_t i = 0; i < in; i++)
             lab_expect_up(&lab, 0, i);
         lab_poll(&lab, 3);
-        CHECK_EQ(taken_from(1) + taken_from(0), sent_up() - in);
-        CHECK_EQ(dropped_up(PVS_DROP_uplink_tx_full), 3);
-        close_and_check();
+        CHECK_EQ(lab_taken_from(&lab, 1) + lab_taken_from(&lab, 0), lab_sent_up(&lab) - in);
+        CHECK_EQ(lab_dropped_up(&lab, PVS_DROP_uplink_tx_full), 3);
+        lab_uplink_close(&lab);
     }
 }
 
-/* Of a frame that is cut, each piece goes once, in order, however often it has to wait in between. */
-TEST(a_frame_can_wait_for_an_uplink_between_its_pieces)
+/* Of a frame that is cut, each piece goes once, in order, however often it has
+ * to wait in between. */
+TEST_EACH_RING(a_frame_can_wait_for_an_uplink_between_its_pieces)
 {
     enum { HOST_USO = 56, PIECES = 16 };
     struct recipe recipe = { .udp = true, .payload = PIECES * 1000 };
@@ -196,7 +154,7 @@ TEST(a_frame_can_wait_for_an_uplink_between_its_pieces)
     static struct cooked c;
 
     for (int k = 0; k < 2; k++) {
-        open_with(2, kinds[k], 1 | 1ULL << HOST_USO);
+        lab_uplink_open(&lab, 2, kinds[k], 1 | 1ULL << HOST_USO);
         lab_uplink_stop(&lab, UP, 0);
         lab.uplink[UP].uso = false;
         lab_uplink_start(&lab, UP, 0);
@@ -208,8 +166,8 @@ TEST(a_frame_can_wait_for_an_uplink_between_its_pieces)
         CHECK_EQ(pvd_tx(lab.port[0].guest, 0, &header, c.bytes, c.len, NULL), 0);
         pvd_kick(lab.port[0].guest, 1);
         lab_poll(&lab, 3);
-        CHECK_EQ(taken_from(0), 0);
-        CHECK(sent_up() > 0 && sent_up() < PIECES / 2);
+        CHECK_EQ(lab_taken_from(&lab, 0), 0);
+        CHECK(lab_sent_up(&lab) > 0 && lab_sent_up(&lab) < PIECES / 2);
         for (uint32_t i = 0; i < PIECES; i++) {
             struct recipe segment = segment_recipe(&recipe, 1000, i, PIECES);
             cook(&segment, PSEUDO, &c);
@@ -219,20 +177,20 @@ TEST(a_frame_can_wait_for_an_uplink_between_its_pieces)
             lab_poll(&lab, (BOUND_MS - 1) * ROUNDS_A_MS);
         }
         lab_wire_expect_nothing(&lab, UP);
-        CHECK_EQ(taken_from(0), 1);
-        CHECK_EQ(sent_up(), PIECES);
+        CHECK_EQ(lab_taken_from(&lab, 0), 1);
+        CHECK_EQ(lab_sent_up(&lab), PIECES);
         CHECK_EQ(lab_sum(lab_uplink_counters(&lab, UP).tx_drop), 0);
-        close_and_check();
+        lab_uplink_close(&lab);
     }
 }
 
 /* ---- frames of an uplink that wait for a guest ---- */
 
-TEST(frames_of_an_uplink_wait_for_a_full_guest)
+TEST_EACH_RING(frames_of_an_uplink_wait_for_a_full_guest)
 {
     for (uint32_t workers = 1; workers <= 2; workers++) {
         for (int k = 0; k < 2; k++) {
-            open_with(workers, kinds[k], 0);
+            lab_uplink_open(&lab, workers, kinds[k], 0);
             backpressure(&lab.port[1].conf, BOUND_MS);
             for (uint32_t i = 0; i < 100; i++)
                 lab_send_down(&lab, 1, i);
@@ -246,14 +204,14 @@ TEST(frames_of_an_uplink_wait_for_a_full_guest)
             }
             CHECK_EQ(lab_sum(lab_counters(&lab, 1).tx_drop), 0);
             CHECK_EQ(lab_uplink_counters(&lab, UP).value[PVS_C_rx_packets], 100);
-            close_and_check();
+            lab_uplink_close(&lab);
         }
     }
 }
 
-TEST(frames_of_an_uplink_do_not_wait_beyond_the_bound)
+TEST_EACH_RING(frames_of_an_uplink_do_not_wait_beyond_the_bound)
 {
-    open_with(1, PVS_PACKET, 0);
+    lab_uplink_open(&lab, 1, PVS_PACKET, 0);
     backpressure(&lab.port[1].conf, BOUND_MS);
     for (uint32_t i = 0; i < 50; i++)
         lab_send_down(&lab, 1, i);
@@ -262,15 +220,16 @@ TEST(frames_of_an_uplink_do_not_wait_beyond_the_bound)
     lab_poll(&lab, 4 * ROUNDS_A_MS);
     CHECK_EQ(lab_counters(&lab, 1).tx_drop[PVS_DROP_guest_rx_full], 50);
     CHECK_EQ(lab_uplink_counters(&lab, UP).value[PVS_C_rx_packets], 50);
-    close_and_check();
+    lab_uplink_close(&lab);
 }
 
-/* Frames that come while others wait make no edge that is still there when those have gone. */
-TEST(what_comes_while_frames_wait_is_not_forgotten)
+/* Frames that come while others wait make no edge that is still there when
+ * those have gone. */
+TEST_EACH_RING(what_comes_while_frames_wait_is_not_forgotten)
 {
     for (uint32_t workers = 1; workers <= 2; workers++) {
         for (int k = 0; k < 2; k++) {
-            open_with(workers, kinds[k], 0);
+            lab_uplink_open(&lab, workers, kinds[k], 0);
             backpressure(&lab.port[1].conf, BOUND_MS);
             lab_send_down(&lab, 1, 0);
             lab_poll(&lab, 3);
@@ -281,13 +240,14 @@ TEST(what_comes_while_frames_wait_is_not_forgotten)
             lab_poll(&lab, 5);
             lab_expect_down(&lab, 1, 0);
             lab_expect_down(&lab, 1, 1);
-            close_and_check();
+            lab_uplink_close(&lab);
         }
     }
 }
 
-/* The same when a turn's budget ends before the burst does: copies of 4,000 bytes for eight guests spend it. */
-TEST(what_comes_while_a_burst_is_forwarded_is_not_forgotten)
+/* The same when a turn's budget ends before the burst does: copies of 4,000
+ * bytes for eight guests spend it. */
+TEST_EACH_RING(what_comes_while_a_burst_is_forwarded_is_not_forgotten)
 {
     enum { LEN = 4000, N = 24 };
     for (int k = 0; k < 2; k++) {
@@ -306,14 +266,14 @@ TEST(what_comes_while_a_burst_is_forwarded_is_not_forgotten)
         lab_send_down(&lab, 1, 1);
         lab_poll(&lab, 5);
         CHECK_EQ(lab_uplink_counters(&lab, UP).value[PVS_C_rx_packets], N + 1);
-        close_and_check();
+        lab_uplink_close(&lab);
     }
 }
 
-TEST(a_queue_that_is_stopped_counts_what_waited_in_it)
+TEST_EACH_RING(a_queue_that_is_stopped_counts_what_waited_in_it)
 {
     for (int k = 0; k < 2; k++) {
-        open_with(2, kinds[k], 0);
+        lab_uplink_open(&lab, 2, kinds[k], 0);
         backpressure(&lab.port[1].conf, 10 * BOUND_MS);
         lab_fill(&lab, 1, 3);
         for (uint32_t i = 0; i < 20; i++)
@@ -332,6 +292,6 @@ TEST(a_queue_that_is_stopped_counts_what_waited_in_it)
         lab_poll(&lab, 5);
         lab_expect_down(&lab, 1, 50);
         lab_expect_nothing(&lab, 1);
-        close_and_check();
+        lab_uplink_close(&lab);
     }
 }

@@ -93,7 +93,7 @@ arrived_by(uint32_t port)
 
 /* ---- who polls what ---- */
 
-TEST(pairs_are_spread_over_the_workers)
+TEST_EACH_RING(pairs_are_spread_over_the_workers)
 {
     uint32_t pairs_on[4] = { 0 };
     open_workers(4, 4, 2);
@@ -108,7 +108,7 @@ TEST(pairs_are_spread_over_the_workers)
     close_and_check();
 }
 
-TEST(a_pair_goes_to_the_worker_with_the_fewest_rings)
+TEST_EACH_RING(a_pair_goes_to_the_worker_with_the_fewest_rings)
 {
     open_workers(3, 6, 1);
     uint32_t first = status(4, 0).worker, other = 0, second;
@@ -124,7 +124,7 @@ TEST(a_pair_goes_to_the_worker_with_the_fewest_rings)
     close_and_check();
 }
 
-TEST(a_pair_goes_where_its_first_ring_was_sent)
+TEST_EACH_RING(a_pair_goes_where_its_first_ring_was_sent)
 {
     open_workers(3, 1, 2);
     lab_detach(&lab, 0);
@@ -143,7 +143,7 @@ TEST(a_pair_goes_where_its_first_ring_was_sent)
     close_and_check();
 }
 
-TEST(a_worker_that_does_not_exist_is_refused)
+TEST_EACH_RING(a_worker_that_does_not_exist_is_refused)
 {
     open_workers(2, 1, 1);
     lab_ring_stop(&lab, 0, 0);
@@ -155,7 +155,7 @@ TEST(a_worker_that_does_not_exist_is_refused)
     lab_close(&lab);
 }
 
-TEST(a_ring_is_polled_by_its_worker_alone)
+TEST_EACH_RING(a_ring_is_polled_by_its_worker_alone)
 {
     open_workers(3, 2, 1);
     lab_frame(frame, LAB_MAC(1), LAB_MAC(0), 60, 1);
@@ -176,7 +176,7 @@ TEST(a_ring_is_polled_by_its_worker_alone)
 
 /* ---- a receive ring for everybody ---- */
 
-TEST(two_workers_deliver_into_one_ring_in_one_step)
+TEST_EACH_RING(two_workers_deliver_into_one_ring_in_one_step)
 {
     open_workers(2, 3, 1);
     for (int32_t i = 0; i < 3; i++)
@@ -194,7 +194,7 @@ TEST(two_workers_deliver_into_one_ring_in_one_step)
     close_and_check();
 }
 
-TEST(workers_take_turns_at_one_ring)
+TEST_EACH_RING(workers_take_turns_at_one_ring)
 {
     enum { SENDERS = 3, FRAMES = 400 };
     uint32_t sent[SENDERS] = { 0 }, heard[SENDERS] = { 0 };
@@ -230,7 +230,7 @@ TEST(workers_take_turns_at_one_ring)
     lab_close(&lab);
 }
 
-TEST(a_guest_is_called_for_what_another_worker_delivered)
+TEST_EACH_RING(a_guest_is_called_for_what_another_worker_delivered)
 {
     uint64_t calls;
     open_workers(2, 2, 1);
@@ -264,13 +264,13 @@ reaped(void)
     return pvs_reap(lab.sw, &seq, &result, 1);
 }
 
-TEST(a_stop_waits_for_every_worker)
+TEST_EACH_RING(a_stop_waits_for_every_worker)
 {
     for (uint32_t last = 0; last < 3; last++) {
         open_workers(3, 4, 1);
         for (int32_t i = 0; i < 3; i++)
             move_to((uint32_t)i, i);
-        uint16_t used = status(1, 0).used_idx;
+        uint32_t used = lab_used(&lab, 1, 0);
         CHECK(pvs_ring_stop(lab.port[1].port, 0) > 0);
         for (uint32_t k = 1; k <= 3; k++) {
             CHECK_EQ(reaped(), 0);
@@ -279,23 +279,23 @@ TEST(a_stop_waits_for_every_worker)
             if (w != 1) /* from the moment it was asked for, nothing goes in */
                 send_by(w, 0, 60);
             poll_worker(w, 1);
-            CHECK_EQ(pvd_used_idx(lab.port[1].guest, 0), used);
+            CHECK_EQ(lab_used(&lab, 1, 0), used);
         }
         CHECK_EQ(reaped(), 1);
         lab.port[1].running[0] = false;
         lab_poll(&lab, 3);
-        CHECK_EQ(pvd_used_idx(lab.port[1].guest, 0), used);
-        CHECK_EQ(status(3, 0).used_idx, 2); /* others got what was sent meanwhile */
+        CHECK_EQ(lab_used(&lab, 1, 0), used);
+        CHECK_EQ(lab_used(&lab, 3, 0), lab_base(&lab, 2)); /* others got what was sent meanwhile */
         lab_close(&lab);
     }
 }
 
-TEST(a_ring_gets_frames_once_every_worker_knows_of_its_start)
+TEST_EACH_RING(a_ring_gets_frames_once_every_worker_knows_of_its_start)
 {
     open_workers(3, 2, 1);
     move_to(0, 0);
     lab_ring_stop(&lab, 1, 0);
-    uint16_t used = (uint16_t)pvd_used_idx(lab.port[1].guest, 0);
+    uint32_t used = lab_used(&lab, 1, 0);
     struct pvs_ring_conf conf = lab_ring_conf(&lab, 1, 0);
     CHECK(pvs_ring_start(lab.port[1].port, 0, &conf) > 0);
     lab_frame(frame, LAB_MAC(1), LAB_MAC(0), 60, 0);
@@ -304,7 +304,7 @@ TEST(a_ring_gets_frames_once_every_worker_knows_of_its_start)
         poll_worker(w, 1);
     }
     poll_worker(0, 1);
-    CHECK_EQ(pvd_used_idx(lab.port[1].guest, 0), used);
+    CHECK_EQ(lab_used(&lab, 1, 0), used);
     CHECK_EQ(reaped(), 1);
     lab.port[1].running[0] = true;
     send_by(0, 0, 60);
@@ -313,7 +313,7 @@ TEST(a_ring_gets_frames_once_every_worker_knows_of_its_start)
     close_and_check();
 }
 
-TEST(a_disabled_ring_gets_nothing_from_the_moment_it_is_asked_for)
+TEST_EACH_RING(a_disabled_ring_gets_nothing_from_the_moment_it_is_asked_for)
 {
     open_workers(2, 2, 1);
     move_to(0, 0);
@@ -394,7 +394,7 @@ enable_pair(uint32_t pair, bool rx, bool tx)
     CHECK_EQ(lab_wait(&lab, pvs_ring_enable(lab.port[1].port, 2 * pair + 1, tx)), 0);
 }
 
-TEST(a_flow_comes_by_the_pair_on_which_the_guest_sends_it)
+TEST_EACH_RING(a_flow_comes_by_the_pair_on_which_the_guest_sends_it)
 {
     for (uint32_t workers = 1; workers <= 3; workers += 2) {
         open_four_pairs(workers);
@@ -409,7 +409,7 @@ TEST(a_flow_comes_by_the_pair_on_which_the_guest_sends_it)
     }
 }
 
-TEST(other_flows_spread_and_each_keeps_its_pair)
+TEST_EACH_RING(other_flows_spread_and_each_keeps_its_pair)
 {
     uint32_t n[4] = { 0 };
     int pair[64];
@@ -426,7 +426,7 @@ TEST(other_flows_spread_and_each_keeps_its_pair)
     close_and_check();
 }
 
-TEST(only_enabled_pairs_get_frames)
+TEST_EACH_RING(only_enabled_pairs_get_frames)
 {
     open_four_pairs(2);
     enable_pair(1, false, false);
@@ -436,7 +436,7 @@ TEST(only_enabled_pairs_get_frames)
     close_and_check();
 }
 
-TEST(flows_of_a_disabled_pair_go_to_others_and_come_back)
+TEST_EACH_RING(flows_of_a_disabled_pair_go_to_others_and_come_back)
 {
     open_four_pairs(2);
     for (uint16_t flow = 0; flow < 8; flow++) {
@@ -454,7 +454,7 @@ TEST(flows_of_a_disabled_pair_go_to_others_and_come_back)
     close_and_check();
 }
 
-TEST(without_an_enabled_pair_there_is_no_link)
+TEST_EACH_RING(without_an_enabled_pair_there_is_no_link)
 {
     open_four_pairs(2);
     for (uint32_t pair = 0; pair < 4; pair++)
@@ -466,7 +466,7 @@ TEST(without_an_enabled_pair_there_is_no_link)
     close_and_check();
 }
 
-TEST(what_is_sent_by_a_disabled_pair_is_discarded_and_by_others_not)
+TEST_EACH_RING(what_is_sent_by_a_disabled_pair_is_discarded_and_by_others_not)
 {
     open_four_pairs(2);
     enable_pair(1, false, false);

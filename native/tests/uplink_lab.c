@@ -95,6 +95,32 @@ lab_uplink_destroy(struct lab *lab, uint32_t uplink)
 }
 
 void
+lab_uplink_open(struct lab *lab, uint32_t workers, enum pvs_uplink_kind kind, uint64_t features)
+{
+    struct lab_conf conf = lab_conf_default(2);
+    conf.workers = workers;
+    conf.guest.tx_buf_size = 20000;
+    conf.guest.features |= features;
+    lab_open(lab, &conf);
+    for (uint32_t i = 0; i < 2; i++) {
+        lab_detach(lab, i);
+        lab->port[i].worker = (int32_t)workers - 1;
+        lab_attach(lab, i);
+    }
+    CHECK_EQ(lab_uplink_add(lab, kind, 1), 0);
+    lab_know_all(lab);
+}
+
+void
+lab_uplink_close(struct lab *lab)
+{
+    for (uint32_t i = 0; i < lab->n_uplinks; i++)
+        lab_check_uplink(lab, i);
+    lab_check_sums(lab);
+    lab_close(lab);
+}
+
+void
 lab_uplink_room(const struct lab *lab, uint32_t uplink, int bytes)
 {
     CHECK_EQ(setsockopt(lab->uplink[uplink].fd[0], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes), 0);
@@ -192,6 +218,24 @@ lab_expect_down(struct lab *lab, uint32_t to, uint32_t number)
 
     lab_frame(frame, LAB_MAC(to), LAB_FAR(0), sizeof frame, number);
     lab_expect(lab, to, frame, sizeof frame);
+}
+
+int
+lab_taken_from(struct lab *lab, uint32_t port)
+{
+    return pvd_tx_reap(lab->port[port].guest, 0);
+}
+
+uint64_t
+lab_sent_up(const struct lab *lab)
+{
+    return lab_uplink_counters(lab, 0).value[PVS_C_tx_packets];
+}
+
+uint64_t
+lab_dropped_up(const struct lab *lab, enum pvs_drop why)
+{
+    return lab_uplink_counters(lab, 0).tx_drop[why];
 }
 
 struct lab_counters

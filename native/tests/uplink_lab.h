@@ -15,6 +15,10 @@
 /* The address of the host behind uplink `i`. */
 #define LAB_FAR(i) LAB_MAC(16 + (i))
 
+/* Two guests that ask for `features` as well, and uplink 0; the guests' worker is the last, the uplink's the first. */
+void lab_uplink_open(struct lab *lab, uint32_t workers, enum pvs_uplink_kind kind, uint64_t features);
+/* The end of a lab with uplinks, however it was opened: all counters must agree. */
+void lab_uplink_close(struct lab *lab);
 /* A published uplink on socket pairs, its queues running; its number in lab->uplink. */
 uint32_t lab_uplink_add(struct lab *lab, enum pvs_uplink_kind kind, uint32_t queues);
 /* The same on a real descriptor; `wire` is where the test sees the other side. Both are closed by the lab. */
@@ -46,6 +50,11 @@ void lab_expect_up(const struct lab *lab, uint32_t from, uint32_t number);
 void lab_send_down(const struct lab *lab, uint32_t to, uint32_t number);
 void lab_expect_down(struct lab *lab, uint32_t to, uint32_t number);
 
+/* How many of its frames the switch has taken from a guest since this was asked last. */
+int lab_taken_from(struct lab *lab, uint32_t port);
+/* What has gone to uplink 0, and what has not. */
+uint64_t lab_sent_up(const struct lab *lab);
+uint64_t lab_dropped_up(const struct lab *lab, enum pvs_drop why);
 struct lab_counters lab_uplink_counters(const struct lab *lab, uint32_t uplink);
 struct pvs_uplink_status lab_uplink_status(const struct lab *lab, uint32_t uplink, uint32_t queue);
 /* Its queues carried what the port's counters say. */

@@ -78,7 +78,7 @@ class Call(Context):
 
 def reply(body: BaseModel, status: int = 200, etag: str | None = None) -> web.Response:
     """Return a JSON answer; absent values are left out, but `next` of a page is always there."""
-    content = body.model_dump(mode="json", exclude_none=True)
+    content = body.model_dump(mode="json", exclude_none=True, by_alias=True)
     if isinstance(body, Page):
         content.setdefault("next", None)
     headers = {} if etag is None else {"ETag": f'"{etag}"'}

@@ -30,7 +30,7 @@ from pvswitch.api.schemas import (
 )
 from pvswitch.events import TYPES, EventStream
 from pvswitch.model import MAX_PAIRS, Bridge, Revision, SwitchConfig
-from pvswitch.state import FdbEntry, PortStats, WorkerPerf
+from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, WorkerPerf
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -51,11 +51,12 @@ class Route:
     creates: bool = False  # 201 when the resource is new
     etag: bool = False
     stream: bool = False  # of events, without an end: not counted among the requests under way
+    acts: bool = False  # does something without changing the configuration
 
     @property
     def edits(self) -> bool:
         """Whether it changes the configuration: takes If-Match, and answers with the new ETag."""
-        return self.method != "GET"
+        return self.method != "GET" and not self.acts
 
     @property
     def summary(self) -> str:
@@ -143,6 +144,16 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", f"{ROOT}/events", events.stream_events, EventStream, query=_STREAM, problems=(503,), stream=True),
     Route("GET", f"{ROOT}/stats", switch.get_stats, Totals),
     Route("GET", f"{ROOT}/perf", switch.get_perf, Page[WorkerPerf], query=PAGING),
+    Route("GET", f"{ROOT}/perf/queues", switch.list_queue_perf, Page[QueuePerf], query=PAGING),
+    Route(
+        "POST",
+        f"{ROOT}/perf/rebalance",
+        switch.rebalance,
+        Rebalance,
+        query=(choice("dry_run", "true", "false", default="false", description="only say what would move"),),
+        problems=(409,),
+        acts=True,
+    ),
     Route("GET", "/healthz", switch.get_healthz, Status),
     Route("GET", "/readyz", switch.get_readyz, Status, problems=(503,)),
     Route("GET", "/version", switch.get_version, Info),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands about the switch as a whole: run, check, show, apply, doctor, demo."""
+"""The commands about the switch as a whole: run, check, show, apply, rebalance, doctor, demo, bench."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def show(
         ),
     ] = None,
     form: Format = Form.TABLE,
+    queues: Annotated[bool, typer.Option("--queues", help="with perf: what each queue costs its worker")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="again and again, until Ctrl-C")] = False,
     interval: Annotated[
         float | None, typer.Option("-n", "--interval", metavar="SECONDS", help="between two looks; default: 1", min=0.1)
@@ -85,11 +86,14 @@ def show(
         usage(f"{name!r} is no revision: `pvswitch show revisions` lists their numbers")
     if interval is not None and (not watch or subject is Subject.EVENTS):
         usage("-n goes with --watch, and events come as they happen")
+    if queues and subject is not Subject.PERF:
+        usage("--queues goes with `show perf`")
     switch = client(context)
     if watch and subject is Subject.EVENTS:
         view.follow_events(switch, form.value)
     else:
-        view.show(switch, subject.value, name, form.value, interval=(interval or 1.0) if watch else None)
+        shown = "queues" if queues else subject.value
+        view.show(switch, shown, name, form.value, interval=(interval or 1.0) if watch else None)
 
 
 @app.command()
@@ -120,6 +124,19 @@ def apply(
     view.difference(difference, form.value)
     if difference.changes and not dry_run:
         edit(dry_run=False)
+
+
+@app.command()
+def rebalance(
+    context: Context,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would move")] = False,
+    form: Format = Form.TABLE,
+) -> None:
+    """Measure for a second, and move queues from busy workers to others where that helps."""
+    from pvswitch import show as view
+
+    view.rebalanced(client(context).rebalance(dry_run=dry_run), form.value)
 
 
 class Edit(Protocol):
@@ -179,3 +196,56 @@ def demo(
     from pvswitch import demo as demonstration
 
     raise typer.Exit(demonstration.main(keep))
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="a few cases in less than two minutes")] = False,
+    cases: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="only cases like this: '64-*'; may be repeated")
+    ] = None,
+    switches: Annotated[
+        list[str] | None, typer.Option("--switch", metavar="NAME", help="only this switch; may be repeated")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="turns of each switch in each case; default: 5", min=1)] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="of each measurement; default: 1, of TCP 5", min=0.05, max=600)
+    ] = None,
+    cpus: Annotated[
+        str | None, typer.Option(metavar="N,N", help="processors of switch and generator; default: the first two cores")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="write every sample there")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="write a plot there")] = None,
+    table: Annotated[Path | None, typer.Option(metavar="FILE", help="write the table there, too")] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="name the cases, and measure nothing")] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="FILE FILE", help="say how far two runs agree, and measure nothing"),
+    ] = None,
+) -> None:
+    """Measure pvswitch next to OVS-DPDK, testpmd and a Linux bridge on this machine, in turns."""
+    from pvswitch.bench import command
+
+    if compare is not None:
+        raise typer.Exit(command.compare(*compare))
+    if list_cases:
+        raise typer.Exit(command.show_cases(cases or ()))
+    options = command.Options(
+        patterns=cases or (),
+        switches=switches or (),
+        quick=quick,
+        rounds=rounds,
+        seconds=seconds,
+        cpus=_two(cpus) if cpus is not None else None,
+        json=json,
+        svg=svg,
+        table=table,
+    )
+    raise typer.Exit(command.main(options))
+
+
+def _two(text: str) -> tuple[int, int]:
+    numbers = text.split(",")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        usage(f"--cpus takes two processors, like 2,3, not {text!r}")
+    return int(numbers[0]), int(numbers[1])

@@ -31,7 +31,7 @@ from pvswitch.client.faces import operation, stream
 from pvswitch.client.transport import ANY, Reply, Transport
 from pvswitch.errors import PvswitchError
 from pvswitch.model import Revision, SwitchConfig
-from pvswitch.state import FdbEntry, PortStats, WorkerPerf
+from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, WorkerPerf
 from pvswitch.values import ELSEWHERE
 
 __all__ = ["Config", "Operations", "PlanResult"]
@@ -213,6 +213,16 @@ class Operations:
     async def perf(self) -> list[WorkerPerf]:
         """Return what each worker spends."""
         return await self._pages(WorkerPerf, f"{ROOT}/perf")
+
+    @operation
+    async def queue_perf(self) -> list[QueuePerf]:
+        """Return what each queue that frames are taken from costs its worker."""
+        return await self._pages(QueuePerf, f"{ROOT}/perf/queues")
+
+    @operation
+    async def rebalance(self, *, dry_run: bool = False) -> Rebalance:
+        """Move queues to other workers where that helps, or only say which; it takes the second of a measurement."""
+        return await self._edit(Rebalance, "POST", f"{ROOT}/perf/rebalance", None, None, dry_run=_flag(dry_run))
 
     @stream
     async def events(

@@ -87,11 +87,15 @@ class DatapathUplink(DatapathHandle):
         """Stop a queue. Afterwards no worker touches its descriptor."""
         await self._datapath.command(lambda: lib.pvs_uplink_stop(self._port, index))
 
+    async def move_queue(self, index: int, worker: int) -> None:
+        """Have another worker fetch from a queue. OSError: see `DatapathPort.move_ring`."""
+        await self._datapath.command(lambda: lib.pvs_uplink_move(self._port, index, worker))
+
     def queue_status(self, index: int) -> QueueStatus:
         """Return what a queue does now."""
         s = ffi.new("struct pvs_uplink_status *")
         check(lib.pvs_uplink_status(self._port, index, s))
-        return QueueStatus(s.running, s.error, s.rx_packets, s.rx_bytes, s.tx_packets, s.tx_bytes, s.worker)
+        return QueueStatus(s.running, s.error, s.rx_packets, s.rx_bytes, s.tx_packets, s.tx_bytes, s.cycles, s.worker)
 
 
 class DatapathPort(DatapathHandle):
@@ -129,13 +133,21 @@ class DatapathPort(DatapathHandle):
         c = ffi.new("struct pvs_ring_conf *")
         c.desc_uva, c.avail_uva, c.used_uva = conf.desc, conf.avail, conf.used
         c.features, c.num, c.enabled, c.worker = conf.features, conf.num, conf.enabled, conf.worker
+        c.base = conf.base & 0xFFFF  # the used half says the same: nothing is held
         c.kick_fd = -1 if conf.kick_fd is None else conf.kick_fd
         c.call_fd = -1 if conf.call_fd is None else conf.call_fd
         await self._datapath.command(lambda: lib.pvs_ring_start(self._port, index, c))
 
     async def stop_ring(self, index: int) -> int:
-        """Stop a ring; returns its avail index. Afterwards no worker touches it."""
+        """Stop a ring; returns where it stood, for GET_VRING_BASE. Afterwards no worker touches it."""
         return await self._datapath.command(lambda: lib.pvs_ring_stop(self._port, index))
+
+    async def move_ring(self, index: int, worker: int) -> None:
+        """Have another worker poll a ring that a guest transmits by; nothing is lost.
+
+        OSError EALREADY: that worker has it, or another move is under way; EINVAL, EBUSY: it isn't running.
+        """
+        await self._datapath.command(lambda: lib.pvs_ring_move(self._port, index, worker))
 
     async def enable_ring(self, index: int, enabled: bool) -> None:
         """Enable or disable a ring: a disabled one receives nothing and what it sends is discarded."""
@@ -152,6 +164,7 @@ class DatapathPort(DatapathHandle):
         return RingStatus(
             s.running,
             s.enabled,
+            s.silent,
             s.used_idx,
             s.avail_idx,
             s.kicks,
@@ -159,5 +172,6 @@ class DatapathPort(DatapathHandle):
             s.bytes,
             s.notifications,
             s.notifications_suppressed,
+            s.cycles,
             s.worker,
         )

@@ -48,11 +48,13 @@ class FdbItem:
 class RingStatus:
     """A ring now. The two indices are read from guest memory and 0 while it is stopped.
 
-    `worker` polls it; it means something only while the ring runs.
+    `silent`: the guest has made nothing available yet, as far as its memory shows. `cycles` were spent on taking frames
+    from it (0 for a ring that receives). `worker` polls it; it means something only while the ring runs.
     """
 
     running: bool
     enabled: bool
+    silent: bool
     used_idx: int
     avail_idx: int
     kicks: int
@@ -60,6 +62,7 @@ class RingStatus:
     bytes: int
     notifications: int
     notifications_suppressed: int
+    cycles: int
     worker: int
 
 
@@ -74,7 +77,10 @@ class PortCounters:
 
 @dataclass(frozen=True, slots=True)
 class Perf:
-    """What one worker has done since it was made; cycles are of the CPU's time stamp counter."""
+    """What one worker has done since it was made; cycles are of the CPU's time stamp counter.
+
+    `burst_histogram` is indexed by the number of frames in a burst. `queue_full` are copies that found no room.
+    """
 
     busy_cycles: int
     idle_cycles: int
@@ -83,6 +89,11 @@ class Perf:
     loops: int
     sleeps: int
     learn_skipped: int
+    bursts: int
+    queue_full: int
+    notifications: int
+    notifications_suppressed: int
+    kicks: int
     burst_histogram: tuple[int, ...]
     cycles_per_second: int
     sleeping: bool
@@ -95,6 +106,7 @@ class Perf:
 class RingConf:
     """How to run a ring; addresses are the front end's. A descriptor of None: none was given.
 
+    `base` is where a packed ring goes on, as SET_VRING_BASE says; a split one knows by itself.
     `worker` polls the ring's pair, -1: the one with the fewest rings. The first ring of a pair to start decides.
     """
 
@@ -102,6 +114,7 @@ class RingConf:
     avail: int
     used: int
     num: int
+    base: int
     features: int
     enabled: bool
     kick_fd: int | None
@@ -134,4 +147,5 @@ class QueueStatus:
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
+    cycles: int
     worker: int

@@ -42,7 +42,8 @@ class Region:
 class RingSetup:
     """All that is needed to run a ring.
 
-    `desc`, `avail` and `used` are front-end addresses. `base` is the next avail index to look at.
+    `desc`, `avail` and `used` are front-end addresses: of a packed ring its descriptors, the driver's and the device's
+    event area. `base` is where to go on, as SET_VRING_BASE has it.
     `kick_fd` None: the guest doesn't kick, poll. `call_fd` None: the guest wants no interrupts.
     `features` are the negotiated ones.
     """

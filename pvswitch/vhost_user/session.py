@@ -301,10 +301,16 @@ class Session:
         ring.started = False
         ring.base = base
 
+    @property
+    def _packed(self) -> bool:
+        """Whether rings are packed. Without features yet they are taken for split ones."""
+        return bool((self.features or 0) & Feature.RING_PACKED)
+
     def _set_vring_num(self, payload: VringState, _fds: FdBag) -> None:
         ring, num = self._ring(payload.index), payload.num
-        if not 0 < num <= MAX_RING_SIZE or num & (num - 1):
-            raise Refused(f"{num} isn't a size for a split ring: a power of two up to {MAX_RING_SIZE}")
+        if not 0 < num <= MAX_RING_SIZE or (num & (num - 1) and not self._packed):
+            wanted = "packed ring: 1" if self._packed else "split ring: a power of two up"
+            raise Refused(f"{num} isn't a size for a {wanted} to {MAX_RING_SIZE}")
         if ring.started and num != ring.num:
             raise Refused(f"ring {ring.index} is running, its size can't change")
         ring.num = num
@@ -315,16 +321,17 @@ class Session:
             raise Refused(f"flags {payload.flags:#x}: dirty logging is not offered")
         if payload.desc % 16 or payload.avail % 2 or payload.used % 4:
             raise Refused(f"ring {ring.index} isn't aligned as a split ring must be (16, 2 and 4 bytes)")
+        if self._packed and payload.avail % 4:
+            raise Refused(f"ring {ring.index} isn't aligned as a packed ring must be (16, 4 and 4 bytes)")
         if payload != ring.addr:
             yield from self._stop_ring(ring)
             ring.addr = payload
         return None
 
     def _set_vring_base(self, payload: VringState, _fds: FdBag) -> None:
-        # virtio-user 22.11 puts a packed ring's wrap bit (0x8000) in here, but only with packed negotiated,
-        # which is not offered: for a split ring every 16-bit value is an index and taken as it is.
+        # A packed ring's base has the used half in its upper 16 bits, or 0 there (virtio-user 22.11).
         ring = self._ring(payload.index)
-        if payload.num > 0xFFFF:
+        if payload.num > 0xFFFF and not self._packed:
             raise Refused(f"base {payload.num:#x} isn't a 16-bit index")
         if ring.started:
             raise Refused(f"ring {ring.index} is running, its base can't change")

@@ -14,6 +14,10 @@ from pvswitch.state import (
     LinkReason,
     PortState,
     PortStats,
+    QueueMove,
+    QueuePerf,
+    Rebalance,
+    WorkerLoads,
     WorkerPerf,
     link_message,
 )
@@ -28,6 +32,8 @@ class FakeDataplane:
     config: SwitchConfig = field(default_factory=SwitchConfig)
     learned: dict[str, list[FdbEntry]] = field(default_factory=dict)
     is_ready: bool = True
+    workers: int = 2
+    queue_worker: int = 0  # of vm1's only queue
 
     async def prepare(self, new: SwitchConfig) -> object:
         self.calls.append("prepare")
@@ -98,6 +104,25 @@ class FakeDataplane:
 
     def perf(self) -> list[WorkerPerf]:
         return [WorkerPerf(name="worker0", worker=0, packets=7, cycles=700, cycles_per_packet=100.0)]
+
+    def queue_perf(self) -> list[QueuePerf]:
+        return [QueuePerf(name="vm1/0", port="vm1", queue=0, worker=self.queue_worker, packets=7, cycles=350)]
+
+    async def rebalance(self, *, dry_run: bool) -> Rebalance:
+        if self.workers == 1:
+            raise ApplyError("there is one worker: raise `datapath.workers`", "#/datapath/workers")
+        move = QueueMove(port="vm1", queue=0, source=self.queue_worker, to=1, load=0.4)
+        moves = [] if self.queue_worker == 1 else [move]
+        if not dry_run:
+            self.queue_worker = 1
+        loads = WorkerLoads(workers=[0.8, 0.0], busiest=0.8, variance=0.16)
+        return Rebalance(
+            moves=moves,
+            before=loads,
+            after=WorkerLoads(workers=[0.4, 0.4], busiest=0.4, variance=0.0),
+            applied=bool(moves) and not dry_run,
+            message="1 queue moves" if moves else "nothing moves",
+        )
 
     def ready(self) -> bool:
         return self.is_ready

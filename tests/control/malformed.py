@@ -62,6 +62,16 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "too many CPUs": ({"datapath": {"cpus": [0, 1]}}, ["datapath.cpus"], "each of the 1 workers, or none: 2 are named"),
     "too few CPUs": ({"datapath": {"workers": 3, "cpus": [0]}}, ["datapath.cpus"], "each of the 3 workers"),
     "17 CPUs": ({"datapath": {"workers": 16, "cpus": [0] * 17}}, ["datapath.cpus"], "at most 16"),
+    "too rarely": (
+        {"datapath": {"workers": 2, "rebalance_seconds": 3601}},
+        ["datapath.rebalance_seconds"],
+        "at most 3600",
+    ),
+    "nothing to balance": (
+        {"datapath": {"rebalance_seconds": 5}},
+        ["datapath.rebalance_seconds"],
+        "moves queues between workers, and there is one",
+    ),
     "no CPU": ({"datapath": {"workers": 2, "cpus": [0, 1024]}}, ["datapath.cpus[1]"], "at most 1023"),
     "CPUs of an unknown number of workers": (
         {"datapath": {"workers": 20, "cpus": [0, 1]}} | ports(rxq_affinity=[15, 0]),
@@ -186,7 +196,6 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "mtu as truth": (ports(mtu=True), ["ports.vm1.mtu"], "whole number"),
     "enabled as text": (ports(enabled="yes"), ["ports.vm1.enabled"], "true or false"),
     "label as number": (ports(labels={"rack": 7}), ["ports.vm1.labels.rack"], "text"),
-    "feature": (ports(features={"packed": False}), ["ports.vm1.features.packed"], "not available"),
     "feature as number": (ports(features={"tso": 0}), ["ports.vm1.features.tso"], "true or false"),
     "feature typo": (ports(features={"indirct": False}), ["ports.vm1.features.indirct"], "`indirect`"),
     "no such bridge": (ports(bridge="br9"), ["ports.vm1.bridge"], "no bridge 'br9'"),

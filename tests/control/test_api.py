@@ -170,11 +170,34 @@ async def test_counters_and_probes(switch: Switch) -> None:
     assert (stats["rx_packets"], stats["rx_drops"]) == (7, {"no_destination": 2})
     assert (await switch.ask("GET", f"{V1}/stats")).body == {"rx_packets": 7, "ports": 2}
     assert (await switch.ask("GET", f"{V1}/perf")).body["items"][0]["cycles_per_packet"] == 100.0
+    queues = (await switch.ask("GET", f"{V1}/perf/queues")).body
+    assert [(queue["name"], queue["worker"], queue["cycles"]) for queue in queues["items"]] == [("vm1/0", 0, 350)]
     assert (await switch.ask("GET", "/healthz")).body == {"status": "ok"}
     assert (await switch.ask("GET", "/readyz")).status == 200
     switch.dataplane.is_ready = False
     assert (await switch.ask("GET", "/readyz")).status == 503
     assert (await switch.ask("GET", "/version")).body["version"] == "0.1.0"
+
+
+async def test_queues_are_rebalanced(switch: Switch) -> None:
+    """The configuration stays as it is: no ETag, no revision."""
+    path, etag = f"{V1}/perf/rebalance", switch.controller.etag
+    move = {"port": "vm1", "queue": 0, "from": 0, "to": 1, "load": 0.4}
+    for query, applied in (("?dry_run=true", False), ("?dry_run=false", True)):
+        answer = await switch.ask("POST", path + query)
+        assert (answer.status, answer.body["moves"], answer.body["applied"]) == (200, [move], applied)
+        assert answer.body["before"] == {"workers": [0.8, 0.0], "busiest": 0.8, "variance": 0.16}
+        assert answer.body["after"]["workers"] == [0.4, 0.4]
+        assert "ETag" not in answer.headers
+    answer = await switch.ask("POST", path)
+    assert (answer.body["moves"], answer.body["applied"]) == ([], False)
+    assert (switch.controller.etag, len(switch.revisions.all())) == (etag, 1)
+    switch.dataplane.workers = 1
+    answer = await switch.ask("POST", path)
+    assert (answer.status, answer.pointers) == (409, ["#/datapath/workers"])
+    assert "raise `datapath.workers`" in answer.body["detail"]
+    assert (await switch.ask("POST", f"{path}?dry_run=1")).status == 422
+    assert (await switch.ask("GET", path)).status == 405
 
 
 async def test_the_lines_for_a_vm(switch: Switch) -> None:
@@ -197,6 +220,8 @@ async def test_the_description_is_valid_and_complete(switch: Switch) -> None:
     assert description["openapi"].startswith("3.1")
     operations = {(method.upper(), path) for path, item in description["paths"].items() for method in item}
     assert ("PUT", "/api/v1/bridges/{br}/fdb/{vid}/{mac}") in operations
+    acts = description["paths"]["/api/v1/perf/rebalance"]["post"]
+    assert [parameter["name"] for parameter in acts["parameters"]] == ["dry_run"], "no If-Match: it edits nothing"
     runner_app = switch.server._runner.app
     registered = {(route.method, route.resource.canonical) for route in runner_app.router.routes() if route.resource}
     assert operations == {(method, path) for method, path in registered if not path.startswith("/static/")}

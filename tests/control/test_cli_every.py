@@ -89,6 +89,14 @@ EXAMPLES = [
     Example("show", "waiting_for_frontend"),
     Example("show stats vm1 --format json", '"rx_packets": 7'),
     Example("show perf -o yaml", "cycles_per_packet: 100.0"),
+    Example("show perf", "worker0"),
+    Example("show perf --queues", "vm1"),
+    Example("show perf --queues -f json", '"name": "vm1/0"'),
+    Example("show stats --queues", "--queues goes with `show perf`", 2),
+    Example("rebalance --dry-run", "1 queue moves (not done)"),
+    Example("rebalance --dry-run -f yaml", "from: 0"),
+    Example("rebalance", "1 queue moves\n"),
+    Example("rebalance --format json", '"applied": false'),
     Example("show events", "add ports/p1"),
     Example("show revisions", "add port p1"),
     Example("show revisions 1", "number: 1"),
@@ -134,6 +142,13 @@ EXAMPLES = [
     Example("bridge del empty"),
     Example("run -c {file} --resume -v", "daemon.run(resume=True, verbose=True)"),
     Example("demo --keep", "demo.main(True)"),
+    Example("bench --list --cases 64-*", "64-packed-mrg"),
+    Example("bench --list --cases nothing", "No case matches 'nothing'", 1),
+    Example("bench --quick --rounds 2 --seconds 0.5 --cpus 2,3", "rounds=2, seconds=0.5, cpus=(2, 3)"),
+    Example("bench --cases tcp --switch pvswitch --switch bridge", "patterns=['tcp'], switches=['pvswitch', 'bridge']"),
+    Example("bench --json a.json --svg a.svg --table a.txt", "json=PosixPath('a.json'), svg=PosixPath('a.svg')"),
+    Example("bench --cpus 1", "--cpus takes two processors", 2),
+    Example("bench --compare {file} {file}", "is no result of `pvswitch bench --json`", 1),
 ]
 
 
@@ -165,6 +180,7 @@ async def test_the_examples(pv: Command, switch: Switch, tmp_path: Path, monkeyp
     document["ports"]["vm2"]["mtu"] = 9000
     file.write_text(json.dumps(document))
     monkeypatch.setattr(daemon, "run", lambda config, **options: print(f"daemon.run({_words(options)})") or 0)
+    monkeypatch.setattr("pvswitch.bench.command.main", lambda options: print(options) or 0)
     monkeypatch.setattr(demo, "main", lambda keep: print(f"demo.main({keep})") or 0)
     monkeypatch.setattr("time.sleep", _interrupt)
     monkeypatch.setattr("pvswitch.client.operations.follow", _one_event)

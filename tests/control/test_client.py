@@ -61,6 +61,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "events": lambda c: c.events(last_event_id="lost", types=["config", "link"]),
     "stats": lambda c: c.stats(),
     "perf": lambda c: c.perf(),
+    "queue_perf": lambda c: c.queue_perf(),
+    "rebalance": lambda c: c.rebalance(dry_run=True),
     "version": lambda c: c.version(),
     "healthz": lambda c: c.healthz(),
     "readyz": lambda c: c.readyz(),
@@ -131,6 +133,7 @@ async def test_every_call_by_both_clients(switch: Switch, monkeypatch: pytest.Mo
     assert "reconnect-ms" in awaited["attach"].text
     assert {event.data.type for event in awaited["recent_events"]} == {"config"}
     assert awaited["events"][0].data.type == "reset"
+    assert (awaited["rebalance"].moves[0].source, awaited["rebalance"].applied) == (0, False)
     assert awaited["revisions"][-1].number == 1
     assert "pvswitch_port_rx_packets_total" in awaited["metrics"]
     for route in ROUTES:

@@ -42,7 +42,7 @@ def value(found: Any, name: str, **labels: str) -> float:
 @pytest.fixture
 def busy(switch: Switch, monkeypatch: pytest.MonkeyPatch) -> Switch:
     queues = [
-        QueueStats(queue=0, direction="rx", packets=7, bytes=420, worker=0),
+        QueueStats(queue=0, direction="rx", packets=7, bytes=420, cycles=350, worker=0),
         QueueStats(queue=0, direction="tx", packets=0, worker=0),
         QueueStats(queue=1, direction="rx"),
         QueueStats(queue=2, direction="rx", packets=1),
@@ -53,7 +53,21 @@ def busy(switch: Switch, monkeypatch: pytest.MonkeyPatch) -> Switch:
     monkeypatch.setattr(
         switch.dataplane, "port_state", lambda name: PortState(link="up") if name == "vm1" else state(name)
     )
-    perf = WorkerPerf(name="worker0", worker=0, packets=7, cycles=700, busy_seconds=0.5, bursts={"4": 2}, sleeps=3)
+    perf = WorkerPerf(
+        name="worker0",
+        worker=0,
+        packets=7,
+        cycles=700,
+        idle_cycles=70,
+        busy_seconds=0.5,
+        bursts={"4": 2},
+        queue_full=4,
+        notifications=5,
+        notifications_suppressed=6,
+        kicks=8,
+        sleeps=3,
+        sleeping=True,
+    )
     monkeypatch.setattr(switch.dataplane, "perf", lambda: [perf])
     switch.dataplane.learn("br0", MAC, "vm1")
     return switch
@@ -84,6 +98,17 @@ async def test_what_there_is(busy: Switch, openmetrics: bool) -> None:
     assert value(found, "pvswitch_worker_busy_seconds_total", worker="0") == 0.5
     assert value(found, "pvswitch_worker_sleeps_total", worker="0") == 3
     assert value(found, "pvswitch_worker_bursts_total", worker="0", size="4") == 2
+    assert value(found, "pvswitch_worker_idle_cycles_total", worker="0") == 70
+    assert value(found, "pvswitch_worker_queue_full_total", worker="0") == 4
+    assert value(found, "pvswitch_worker_notifications_total", worker="0") == 5
+    assert value(found, "pvswitch_worker_notifications_suppressed_total", worker="0") == 6
+    assert value(found, "pvswitch_worker_kicks_total", worker="0") == 8
+    assert value(found, "pvswitch_worker_sleeping", worker="0") == 1
+    assert value(found, "pvswitch_port_queue_cycles_total", **port, queue="0", direction="rx") == 350
+    assert (
+        "pvswitch_port_queue_cycles_total",
+        frozenset({*port.items(), ("queue", "0"), ("direction", "tx")}),
+    ) not in found
     assert value(found, "pvswitch_lost_total", what="events") == 3
     asked = {"method": "GET", "path": f"{V1}/ports/{{name}}"}
     assert value(found, "pvswitch_api_requests_total", **asked, status="404") == 1

@@ -93,12 +93,14 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
         ({"uso": False}, USO),
         ({"csum": False}, CSUM | TSO | USO),
         ({"mrg_rxbuf": False}, {"mrg_rxbuf"}),
+        ({"packed": False}, {"ring_packed"}),
+        ({"in_order": False}, {"in_order"}),
     ],
 )
-def test_offloads_that_are_switched_off(features: dict[str, bool], missing: set[str]) -> None:
+def test_features_that_are_switched_off(features: dict[str, bool], missing: set[str]) -> None:
     every = {flag.name.lower() for flag in Feature if flag.name and offer_for(VhostUserPort()).features & flag}
-    assert every >= CSUM | TSO | USO | {"mq", "protocol_features"}
-    assert not every & {"guest_ufo", "host_ufo", "ring_packed", "log_all", "mtu"}
+    assert every >= CSUM | TSO | USO | {"mq", "protocol_features", "ring_packed", "in_order"}
+    assert not every & {"guest_ufo", "host_ufo", "log_all", "mtu", "ring_reset", "notification_data"}
     offered = offer_for(VhostUserPort.model_validate({"features": features})).features
     assert {flag.name.lower() for flag in Feature if flag.name and offered & flag} == every - missing
 

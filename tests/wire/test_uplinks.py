@@ -142,6 +142,32 @@ async def test_counters_of_an_uplink_and_of_its_queue(lab: Lab, far: Namespace) 
         assert {queue.notifications for queue in now.queues} == {None}
 
 
+async def test_a_queue_goes_to_another_worker(tmp_path: Path, far: Namespace) -> None:
+    async with running_lab(tmp_path, workers=2) as lab:
+        await veth(far)
+        await lab.apply(vm={}, net=packet(far))
+        await lab.reason("net", None)
+        async with wires(far, "v1") as (wire,), lab.guest("vm") as vm:
+            for turn in range(4):
+                (queue,) = (queue for queue in lab.ports.queue_perf() if queue.port == "net")
+                await lab.ports._move_queue("net", 0, 1 - queue.worker)
+                assert {queue.worker for queue in lab.ports.port_stats("net").queues} == {1 - queue.worker}
+                there = bytes(Ether(src=vm.mac.hex(":"), dst=HOST, type=TYPE) / Raw(bytes(100 + turn)))
+                await vm.send(there)
+                await wire.expect(there)
+                back = bytes(Ether(src=HOST, dst=vm.mac.hex(":"), type=TYPE) / Raw(bytes(200 + turn)))
+                wire.send(back)
+                await receive(vm, back)
+            with pytest.raises(OSError, match="Invalid argument"):
+                await lab.ports._move_queue("net", 1, 0)
+        assert not any(queue.pinned for queue in lab.ports.queue_perf())
+        (queue,) = (queue for queue in lab.ports.queue_perf() if queue.port == "net")
+        rx = next(queue for queue in lab.ports.port_stats("net").queues if queue.direction == "rx")
+        assert rx.cycles is not None
+        assert 0 < queue.cycles <= rx.cycles
+        assert queue.packets > 0
+
+
 # ---- interfaces come and go
 
 

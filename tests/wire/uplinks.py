@@ -89,9 +89,9 @@ async def wires(where: Namespace, *ifnames: str) -> AsyncIterator[list[Wire]]:
 class Lab:
     """Ports with guests, without the housekeeper: `tick` is called where the test says so."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: int = 1) -> None:
         self.folder = folder
-        self.datapath = Datapath()
+        self.datapath = Datapath(workers=workers)
         self.ports = Ports(self.datapath)
         self.config = self._parse({})
 
@@ -137,10 +137,10 @@ class Lab:
 
 
 @contextlib.asynccontextmanager
-async def running_lab(folder: Path) -> AsyncIterator[Lab]:
+async def running_lab(folder: Path, workers: int = 1) -> AsyncIterator[Lab]:
     """A lab; at the end nothing of it is left in this process."""
     (folder / "ports").mkdir()
-    lab = Lab(folder)
+    lab = Lab(folder, workers)
     lab.datapath.start()
     fds = footprint(os.getpid()).fds
     try:

@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * deliver.c - copies on their way out: to a guest's ring, or by an uplink (step 5 of docs/walk-of-a-frame.md).
+ *
+ * How it works: a copy that a guest takes as it is goes on a list of its receive ring; at the end of the burst the lists
+ * are written, ring by ring. So each ring is locked, reserved from and published once, and the cache misses of many frames
+ * overlap. What is more work goes at once, behind what its port's list has: frames to be cut or summed, and those that may
+ * have to wait for room. Lists refer to frames of the burst by number.
+ * Called by forward.c and by the inject command.
+ */
+#include "virtqueue_any.h"
+#include "worker.h"
+
+static struct pvs_counters *
+counters_of(const struct pvs_worker *w, const struct pvs_port *port)
+{
+    return port->counters[w->index];
+}
+
+static void
+count_drop(struct pvs_worker *w, struct pvs_counters *c, enum pvs_drop why, uint32_t n)
+{
+    pvs_count(&c->tx_drop[why], n);
+    if (why == PVS_DROP_guest_rx_full || why == PVS_DROP_uplink_tx_full)
+        pvs_count(&w->perf.queue_full, n);
+}
+
+/* ---- to a guest, piece by piece ---- */
+
+/* May a frame wait until this full ring has room? Then a kick of its guest is asked for. */
+static bool
+wait_for_room(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring)
+{
+    if (out->backpressure_ns == 0)
+        return false;
+    if (ring->full_since_ns == 0)
+        ring->full_since_ns = w->now_ns;
+    /* signed: the worker that found it full first may have looked at its clock after us */
+    if ((int64_t)(w->now_ns - ring->full_since_ns) >= (int64_t)out->backpressure_ns)
+        return false; /* it takes nothing any more */
+    atomic_fetch_or_explicit(&ring->waiters, pvs_worker_bit(w), memory_order_relaxed);
+    if (!ring->room_armed || ring->room_at != ring->vq.seen_avail) {
+        ring->room_armed = true;
+        ring->room_at = ring->vq.seen_avail;
+        w->look_again |= pvs_vq_kick_arm(&ring->vq, ring->room_at);
+    }
+    return true;
+}
+
+/* It took something: what its waiters have to know and its guest to do is over. */
+static void
+has_room(struct pvs_ring *ring)
+{
+    ring->full_since_ns = 0;
+    if (ring->room_armed) {
+        ring->room_armed = false;
+        pvs_vq_kick_suppress(&ring->vq);
+    }
+}
+
+/* Make a frame's pieces for a receiver. Which one is next: not the first, if the frame waited after some had gone in. */
+static uint32_t
+begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, const struct pvs_port_view *out, uint8_t offloads,
+      const struct pvs_queue *from)
+{
+    uint32_t done = from != NULL && from->progress.ref == out->ref ? from->progress.done : 0;
+
+    pvs_pieces_begin(pieces, frame, offloads, done);
+    if (done != 0 && pieces->n != from->progress.n) { /* its receiver started anew, and takes other offloads */
+        done = 0;
+        pvs_pieces_begin(pieces, frame, offloads, done);
+    }
+    return done;
+}
+
+/* The frame waits in the queue it came by; `done` of its pieces have been delivered. */
+static void
+leave_waiting(struct pvs_queue *from, const struct pvs_port_view *out, const struct pvs_pieces *pieces, uint32_t done)
+{
+    from->progress.ref = out->ref;
+    from->progress.n = pieces->n;
+    from->progress.done = done;
+}
+
+/* What a piece costs of the turn's budget. */
+static uint32_t
+cost(const struct pvs_pieces *pieces)
+{
+    return pieces->len + 64 * (pieces->frame->n_seg + 1);
+}
+
+static bool
+deliver_to_ring(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring,
+                const struct pvs_frame *frame, struct pvs_queue *from)
+{
+    struct pvs_counters *c = counters_of(w, out->port);
+    struct pvs_pieces *pieces = &w->pieces;
+    enum pvs_broken broken = PVS_BROKEN_NONE;
+    enum pvs_drop drop = PVS_DROP_none;
+    uint32_t first, done;
+
+    if (!pvs_worker_hold(w, ring, from == NULL)) {
+        w->look_again = true;
+        return false;
+    }
+    done = first = begin(pieces, frame, out, ring->offloads, from);
+    for (bool more = done < pieces->n; more; more = pvs_pieces_next(pieces)) {
+        drop = pvs_guest_rx_deliver(ring, pieces, &w->landing, &broken);
+        if (drop != PVS_DROP_none)
+            break;
+        pvs_count(&c->value[PVS_C_tx_packets], 1);
+        pvs_count(&c->value[PVS_C_tx_bytes], pieces->len);
+        w->spent += cost(pieces);
+        done++;
+    }
+    if (done != first) {
+        has_room(ring);
+        pvs_ring_touch(w, ring);
+    }
+    if (broken != PVS_BROKEN_NONE) {
+        pvs_ring_broken(w, ring, broken);
+    } else if (done == first && pvs_ring_lost(w, ring)) {
+        /* lost memory reads as a ring without buffers: nothing to wait for */
+    } else if (drop == PVS_DROP_guest_rx_full && from != NULL && wait_for_room(w, out, ring)) {
+        leave_waiting(from, out, pieces, done);
+        return false;
+    }
+    if (drop != PVS_DROP_none)
+        count_drop(w, c, drop, pieces->n - done);
+    return true;
+}
+
+/* ---- to a guest, in lists ---- */
+
+/* Write what waits for one ring, and show it to its guest. False: another worker has its lock (and not `wait`). */
+static bool
+deliver_list(struct pvs_worker *w, struct pvs_destination *d, bool wait)
+{
+    struct pvs_ring *ring = d->ring;
+    struct pvs_counters *c = counters_of(w, ring->queue.port);
+    struct pvs_delivery *delivery = &w->delivery;
+
+    if (d->n == 0)
+        return true;
+    if (!pvs_worker_hold(w, ring, wait))
+        return false;
+    pvs_guest_rx_deliver_whole(ring, w->source, d->number, d->n, &w->landing, delivery);
+    if (delivery->packets != 0) {
+        pvs_count(&c->value[PVS_C_tx_packets], delivery->packets);
+        pvs_count(&c->value[PVS_C_tx_bytes], delivery->bytes);
+        has_room(ring);
+        pvs_ring_show(w, ring);
+    }
+    for (uint32_t i = 0; delivery->dropped && i < d->n; i++)
+        if (delivery->drop[i] != PVS_DROP_none)
+            count_drop(w, c, (enum pvs_drop)delivery->drop[i], 1);
+    if (delivery->broken != PVS_BROKEN_NONE)
+        pvs_ring_broken(w, ring, delivery->broken);
+    else if (delivery->packets == 0)
+        pvs_ring_lost(w, ring);
+    d->n = 0;
+    return true;
+}
+
+void
+pvs_deliver_lists(struct pvs_worker *w)
+{
+    bool left = false;
+
+    for (uint32_t i = 0; i < w->n_destinations; i++)
+        left |= !deliver_list(w, &w->destination[i], false);
+    for (uint32_t i = 0; i < w->n_destinations; i++) {
+        if (left)
+            deliver_list(w, &w->destination[i], true);
+        w->destination_of[w->destination[i].index] = 0;
+    }
+    w->n_destinations = 0;
+}
+
+/* The list for a port; ready to take one more for this ring. */
+static struct pvs_destination *
+destination(struct pvs_worker *w, uint16_t index, struct pvs_ring *ring)
+{
+    struct pvs_destination *d = pvs_destination_of(w, index);
+
+    if (d == NULL) {
+        d = &w->destination[w->n_destinations];
+        w->destination_of[index] = (uint16_t)++w->n_destinations;
+        d->index = index;
+        d->ring = ring;
+        d->n = 0;
+        if (w->n_peers == 1) /* with others the ring is to be looked at under its lock only */
+            pvs_vq_prefetch(&ring->vq);
+    } else if (d->ring != ring) { /* another pair of the same guest: what came before goes first */
+        deliver_list(w, d, true);
+        d->ring = ring;
+    }
+    return d;
+}
+
+/* What is still to be written for a port goes before what is delivered to it at once. */
+static void
+deliver_earlier(struct pvs_worker *w, uint16_t index)
+{
+    struct pvs_destination *d = pvs_destination_of(w, index);
+
+    if (d != NULL)
+        deliver_list(w, d, true);
+}
+
+/* ---- to an uplink ---- */
+
+/* Send what is in the outbox, and count what has gone. none, or why the next one has not. */
+static enum pvs_drop
+send_some(struct pvs_worker *w)
+{
+    struct pvs_outbox *box = &w->outbox;
+    struct pvs_uplink *u = box->uplink;
+    struct pvs_counters *c = counters_of(w, u->queue.port);
+    uint32_t first = box->sent;
+    uint64_t bytes = 0;
+
+    pvs_worker_release(w); /* system calls take their time: nobody is to wait for a ring meanwhile */
+    enum pvs_drop drop = pvs_outbox_send(box);
+    for (uint32_t i = first; i < box->sent; i++)
+        bytes += box->len[i];
+    if (box->sent != first) {
+        pvs_count(&c->value[PVS_C_tx_packets], box->sent - first);
+        pvs_count(&c->value[PVS_C_tx_bytes], bytes);
+        /* relaxed additions: several workers may send by one queue, and only sums are read */
+        atomic_fetch_add_explicit(&u->tx_packets, box->sent - first, memory_order_relaxed);
+        atomic_fetch_add_explicit(&u->tx_bytes, bytes, memory_order_relaxed);
+        if (atomic_load_explicit(&u->full_since_ns, memory_order_relaxed) != 0) /* the line stays shared */
+            atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
+    }
+    return drop;
+}
+
+static void
+outbox_clear(struct pvs_outbox *box)
+{
+    box->n = box->sent = 0;
+    box->bounced = false;
+}
+
+void
+pvs_worker_send(struct pvs_worker *w)
+{
+    struct pvs_outbox *box = &w->outbox;
+
+    while (box->sent < box->n) {
+        enum pvs_drop drop = send_some(w);
+        if (drop == PVS_DROP_none)
+            break;
+        uint32_t n = box->stuck ? box->n - box->sent : 1;
+        count_drop(w, counters_of(w, box->uplink->queue.port), drop, n);
+        box->sent += n;
+    }
+    outbox_clear(box);
+}
+
+/* May a frame wait until the kernel takes it? Nothing wakes us for that: it is tried again and again. */
+static bool
+wait_for_uplink(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_uplink *u)
+{
+    uint64_t since = atomic_load_explicit(&u->full_since_ns, memory_order_relaxed);
+
+    if (since == 0)
+        atomic_store_explicit(&u->full_since_ns, since = w->now_ns, memory_order_relaxed);
+    return (int64_t)(w->now_ns - since) < (int64_t)out->backpressure_ns; /* signed: as in wait_for_room */
+}
+
+static bool
+deliver_to_uplink(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_uplink *u,
+                  const struct pvs_frame *frame, struct pvs_queue *from)
+{
+    struct pvs_outbox *box = &w->outbox;
+    struct pvs_pieces *pieces = &w->pieces;
+    bool may_wait = from != NULL && out->backpressure_ns != 0;
+    uint32_t done = begin(pieces, frame, out, u->offloads, from);
+
+    if (box->uplink != u || may_wait) {
+        pvs_worker_send(w);
+        box->uplink = u;
+    }
+    for (bool more = done < pieces->n; more; more = pvs_pieces_next(pieces)) {
+        if (pvs_outbox_full(box))
+            pvs_worker_send(w);
+        pvs_outbox_put(box, pieces);
+        w->spent += cost(pieces);
+        if (!may_wait)
+            continue;
+        /* whether it has to wait must be known before it is committed: no bursts here */
+        if (send_some(w) == PVS_DROP_uplink_tx_full && wait_for_uplink(w, out, u)) {
+            outbox_clear(box);
+            leave_waiting(from, out, pieces, done);
+            return false;
+        }
+        pvs_worker_send(w);
+        done++;
+    }
+    return true;
+}
+
+/* The queue of a port that a frame goes by. NULL: none is there. */
+static inline struct pvs_queue *
+choose_queue(struct pvs_port *port, const struct pvs_frame *frame)
+{
+    /* acquire: what control and its starter wrote into the queue is visible */
+    uint32_t up = atomic_load_explicit(&port->rx_up, memory_order_acquire);
+
+    if (up == 0 || atomic_load_explicit(&port->broken, memory_order_relaxed) != PVS_BROKEN_NONE)
+        return NULL;
+    uint32_t pair = pvs_steer_choose(&port->steering, frame, up);
+    return port->n_rings != 0 ? &port->ring[2 * pair].queue : &port->uplink[pair].queue;
+}
+
+bool
+pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame,
+            struct pvs_queue *from)
+{
+    struct pvs_queue *queue = choose_queue(out->port, frame);
+
+    if (queue == NULL) {
+        pvs_count(&counters_of(w, out->port)->tx_drop[PVS_DROP_link_down], 1);
+        return true;
+    }
+    if (queue->kind == PVS_QUEUE_UPLINK)
+        return deliver_to_uplink(w, out, pvs_uplink_of(queue), frame, from);
+    deliver_earlier(w, (uint16_t)pvs_ref_index(out->ref));
+    return deliver_to_ring(w, out, pvs_ring_of(queue), frame, from);
+}
+
+bool
+pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint32_t number, struct pvs_queue *from)
+{
+    const struct pvs_frame *frame = &w->source[number];
+    struct pvs_queue *queue = choose_queue(out->port, frame);
+
+    if (queue == NULL || queue->kind == PVS_QUEUE_UPLINK || (from != NULL && out->backpressure_ns != 0) ||
+        (frame->request.checksum && !pvs_request_taken(frame, pvs_ring_of(queue)->offloads)))
+        return pvs_deliver(w, out, frame, from);
+    struct pvs_destination *d = destination(w, (uint16_t)pvs_ref_index(out->ref), pvs_ring_of(queue));
+    pvs_destination_add(w, d, number);
+    return true;
+}
