@@ -257,6 +257,8 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
         } else if (goes_same_way(&way, f)) {
             go_same_way(w, &way, done);
         } else if (forward_one(w, done, from, &source)) {
+            if (w->verdict.learn)
+                way.n = 0; /* what the FDB said before is over */
             if (done + 1 < n && f[1].parsed.dst == f->parsed.dst)
                 note_way(w, &way, done);
             from->progress.done = 0; /* it was the frame's that has left */

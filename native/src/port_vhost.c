@@ -171,17 +171,18 @@ pvs_guest_tx_finish(struct pvs_ring *ring, const struct pvs_burst *burst, uint32
 static enum pvs_drop
 reserve(struct pvs_vq *vq, uint16_t *at, uint32_t need, struct pvs_landing *l, enum pvs_broken *broken)
 {
-    uint32_t n_chain = l->n_chain, n_seg = l->n_seg;
+    uint32_t n_chain = l->n_chain, n_seg = l->n_seg, walked = 0;
     uint64_t room = 0;
     uint16_t here = *at;
 
     while (room < need) {
         struct pvs_chain chain;
         uint32_t cap = PVS_MAX_SEGS - (n_seg - l->n_seg);
-        if (cap == 0)
+        if (cap == 0 || walked >= PVS_MAX_SEGS) /* descriptors cost time even when they have no room */
             return PVS_DROP_guest_rx_too_small;
         if (!pvs_vq_look(vq, here, true, l->seg + n_seg, cap, &chain, broken))
             return PVS_DROP_guest_rx_full;
+        walked += chain.walked;
         if (chain.wrong_direction)
             *broken = PVS_BROKEN_RX_READABLE;
         else if (!chain.truncated && chain.len < vq->header_len)

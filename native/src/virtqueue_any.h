@@ -92,8 +92,13 @@ pvs_vq_look(struct pvs_vq *vq, uint16_t at, bool writable, struct pvs_seg *seg, 
         *broken = pvs_packed_chain(vq, at, rest, writable, seg, cap, chain);
     } else {
         uint32_t ahead = (uint16_t)(at - vq->next_avail);
-        if (at == vq->seen_avail && pvs_split_available(vq, broken) <= ahead)
-            return false;
+        if (at == vq->seen_avail) {
+            uint32_t n = pvs_split_available(vq, broken);
+            if (n < ahead) /* behind what was there before */
+                *broken = PVS_BROKEN_AVAIL_JUMP;
+            if (n <= ahead)
+                return false;
+        }
         *broken = pvs_split_chain(vq, pvs_split_head(vq, ahead), writable, seg, cap, chain);
         chain->next = (uint16_t)(at + 1);
     }

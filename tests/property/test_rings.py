@@ -51,7 +51,7 @@ LATCHED = {
     "address": "a descriptor points outside the memory that the front end shared",
     "indirect_refused": "an indirect descriptor was used without the feature, or inside an indirect table",
     "indirect_size": "an indirect table is empty, too long, or not a multiple of 16 bytes",
-    "indirect_next": "a descriptor has both INDIRECT and NEXT set",
+    "indirect_next": "a descriptor has both INDIRECT and NEXT set, or is linked to an indirect one",
     "indirect_address": "an indirect table is not inside one region of the shared memory",
     "rx_readable": "a receive chain has device-readable descriptors",
     "rx_short": "a receive chain is smaller than the virtio-net header",
