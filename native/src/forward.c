@@ -3,8 +3,8 @@
  * forward.c - from a frame to its copies: decide, deliver, commit (steps 4 and 5 of docs/walk-of-a-frame.md).
  *
  * pvs_decide says what should happen and changes nothing; this file makes it happen, frame by frame in order. Copies are
- * delivered before effects are committed: a frame that has to wait for its receiver leaves no trace, and is decided on
- * anew when it is tried again.
+ * delivered, or put on a list to be written at the end of the burst, before effects are committed: a frame that has to wait
+ * for its receiver leaves no trace, and is decided on anew when it is tried again.
  * Called by the worker's round and by the inject command.
  */
 #include "parse.h"

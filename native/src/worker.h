@@ -9,8 +9,8 @@
  * leaves the set as soon as it is empty, since polling it would be a system call; its descriptor is watched likewise.
  *
  * Each guest_tx ring is served by one worker; receive rings are shared. A worker holds the lock of one receive ring at a
- * time (`held`), over as many frames for it as follow each other. Unicast whose ring another worker holds is left in its
- * sender's ring and tried again in the next round; a flood waits for the lock.
+ * time (`held`), for the list of a burst that goes there (deliver.c). Unicast that is delivered at once, as it is cut, summed
+ * or may have to wait, is left in its sender's ring when another worker holds the lock, and tried again in the next round.
  *
  * Who may call: the thread that drives this worker; other threads only touch `mail`, `sleeping` and `bell`.
  */
@@ -74,7 +74,7 @@ struct pvs_worker {
     uint64_t kicks_seen_ns;        /* when epoll was last asked */
     uint32_t n_active, n_kickless; /* queues in the set; those of them that no kick of their guest will wake us for */
     uint32_t n_touched, n_notify;
-    uint32_t spent;        /* of the budget of the turn at hand */
+    uint64_t spent;        /* of the budget of the turn at hand */
     bool look_again;       /* something moved while we looked: don't go to sleep */
     struct pvs_ring *held; /* the receive ring whose lock we have, or NULL */
     uint64_t worked_ns;    /* when a round last found work */
