@@ -212,8 +212,8 @@ traffic_end(void)
 void
 traffic_set(bool send, bool flood)
 {
+    flooding = flood; /* first: who sends looks at it */
     sending = send;
-    flooding = flood;
 }
 
 struct traffic_guest *
