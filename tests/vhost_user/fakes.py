@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -74,6 +75,13 @@ def open_fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def startable(ring: RingSetup) -> bool:
+    """What the core says of a ring's size, place and base; EINVAL if it is false."""
+    if ring.features & Feature.RING_PACKED:
+        return ring.desc % 16 == ring.avail % 4 == ring.used % 4 == 0 and ring.base & 0x7FFF < ring.num
+    return ring.desc % 16 == ring.avail % 2 == ring.used % 4 == 0 and ring.num & (ring.num - 1) == 0
+
+
 def new_fd() -> int:
     """A descriptor of its own, as a peer would send one."""
     return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -104,6 +112,8 @@ class Conversation:
         self._check(effect)
         if self.failures.get(type(effect)):
             raise self.failures[type(effect)].pop(0)
+        if isinstance(effect, StartRing) and not startable(effect.ring):
+            raise OSError(errno.EINVAL, "Invalid argument")
         match effect:
             case StartRing(ring):
                 self.running[ring.index] = ring
@@ -117,8 +127,7 @@ class Conversation:
             case StartRing(ring):
                 assert ring.index not in self.running
                 assert 0 < ring.num <= 32768
-                assert ring.num & (ring.num - 1) == 0
-                assert 0 <= ring.base <= 0xFFFF
+                assert 0 <= ring.base <= 0xFFFF_FFFF
                 for fd in (ring.kick_fd, ring.call_fd):
                     assert fd is None or os.fstat(fd)
             case StopRing(index) | EnableRing(index, _) | SetCall(index, _):

@@ -23,6 +23,7 @@ from pvswitch.vhost_user.backend import (
     StartRing,
     StopRing,
 )
+from pvswitch.vhost_user.features import Feature
 from pvswitch.vhost_user.messages import (
     MESSAGES,
     NEED_REPLY,
@@ -37,9 +38,12 @@ from pvswitch.vhost_user.messages import (
     VringFd,
     VringState,
 )
-from pvswitch.vhost_user.session import ProtocolError
+from pvswitch.vhost_user.session import Offer, ProtocolError
 
 from .fakes import FEATURES, PROTOCOL, REGION, Conversation, decode_reply, new_fd, open_fds, ring_addr
+
+FORMATS = int(Feature.RING_PACKED | Feature.IN_ORDER)
+OFFER = Offer(features=FEATURES | FORMATS, protocol_features=PROTOCOL)
 
 indexes = st.one_of(st.integers(0, 1), st.integers(0, 1), st.sampled_from([2, 255, 256, 2**32 - 1]))
 pages = st.integers(0, 6).map(lambda page: page * 0x1000)
@@ -51,13 +55,15 @@ regions = st.builds(
     st.sampled_from([0, 0x1000, 2**63]),
 )
 vring_fds = st.builds(VringFd, indexes.map(lambda index: index & 0xFF), st.booleans())
-numbers = st.one_of(st.integers(0, 1), st.sampled_from([256, 1024, 32768, 65535, 65536, 3, 2**32 - 1]))
+numbers = st.one_of(st.integers(0, 1), st.sampled_from([256, 1024, 32768, 65535, 65536, 3, 0x8000_8000, 2**32 - 1]))
 states = st.builds(VringState, indexes, numbers)
 addresses = st.one_of(
     indexes.filter(lambda index: index < 2).map(ring_addr),
     st.builds(VringAddr, indexes, st.integers(0, 1), pages, pages, pages),
 )
-values = st.sampled_from([0, 1, FEATURES, PROTOCOL, FEATURES & ~(1 << 30), 1 << 34, 1 << 26, 2**64 - 1, 1500])
+values = st.sampled_from(
+    [0, 1, FEATURES, FEATURES | FORMATS, PROTOCOL, FEATURES & ~(1 << 30), 1 << 33, 1 << 26, 2**64 - 1, 1500]
+)
 well_formed = {
     U64: st.builds(U64, values),
     VringState: states,
@@ -82,17 +88,17 @@ class HostileFrontEnd(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.before = open_fds()
-        self.talk = Conversation()
+        self.talk = Conversation(OFFER)
 
-    @initialize()
-    def begin_legally(self) -> None:
-        self.talk.negotiate()
+    @initialize(formats=st.sampled_from([0, FORMATS]))
+    def begin_legally(self, formats: int) -> None:
+        self.talk.negotiate(FEATURES | formats)
 
     def hang_up(self) -> None:
         self.talk.session.close()
         self.talk.session.close()
         assert open_fds() == self.before
-        self.talk = Conversation()
+        self.talk = Conversation(OFFER)
 
     def tell(self, request: int, flags: int, body: bytes, fds: int) -> None:
         try:

@@ -24,7 +24,19 @@ FEATURE_SETS: dict[str, int] = {
     "none": int(Feature.VERSION_1),
     "legacy": DRIVER_FEATURES & ~Feature.VERSION_1 & ~Feature.MRG_RXBUF,
     "legacy_mrg": DRIVER_FEATURES & ~Feature.VERSION_1,
+    "in_order": DRIVER_FEATURES | Feature.IN_ORDER,
+    "packed": DRIVER_FEATURES | Feature.RING_PACKED,
+    "packed_no_mrg_rxbuf": (DRIVER_FEATURES | Feature.RING_PACKED) & ~Feature.MRG_RXBUF,
+    "packed_none": int(Feature.VERSION_1 | Feature.RING_PACKED),
+    "packed_in_order": DRIVER_FEATURES | Feature.RING_PACKED | Feature.IN_ORDER,
 }
+RINGS: dict[str, dict[str, Any]] = {
+    "split": {},
+    "split_in_order": {"in_order": True},
+    "packed": {"packed": True},
+    "packed_in_order": {"packed": True, "in_order": True},
+}
+"""What a guest is made with for each format of its rings."""
 POLLING = ("adaptive", "busy", "interrupt")
 SENTINEL_TYPE = b"\x88\xb6"
 

@@ -22,7 +22,18 @@ from pvswitch.generator import Load
 from pvswitch.guest import Guest
 from pvswitch.process import SwitchProcess
 from pvswitch.vhost_user.features import Feature
-from tests.wire.lab import FEATURE_SETS, SENTINEL_TYPE, expect, expect_only, flush_frames, frame, reach, stats, until
+from tests.wire.lab import (
+    FEATURE_SETS,
+    RINGS,
+    SENTINEL_TYPE,
+    expect,
+    expect_only,
+    flush_frames,
+    frame,
+    reach,
+    stats,
+    until,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -89,11 +100,13 @@ def guest(switch: SwitchProcess, port: str, **conf: Any) -> Guest:
 
 def layouts(features: int) -> list[Layout | None]:
     """How frames are laid out in turn: as drivers do, and as nobody does."""
+    packed, in_order = bool(features & Feature.RING_PACKED), bool(features & Feature.IN_ORDER)
     found: list[Layout | None] = [None]
     if features & Feature.ANY_LAYOUT or features & Feature.VERSION_1:
-        found += [Layout(cuts=(12,)), Layout(cuts=(5, 12, 20, 127, 128, 129, 139, 140, 141), shuffle=True)]
+        cuts = (5, 12, 20, 127, 128, 129, 139, 140, 141)
+        found += [Layout(cuts=(12,)), Layout(cuts=cuts, shuffle=packed or not in_order)]
     if features & Feature.INDIRECT_DESC:
-        found += [Layout(cuts=(10, 26, 600), indirect=True, direct=1), Layout(cuts=(1, 2, 3), indirect=True)]
+        found += [Layout(cuts=(10, 26, 600), indirect=True, direct=not packed), Layout(cuts=(1, 2, 3), indirect=True)]
     return found
 
 
@@ -156,9 +169,12 @@ async def test_every_kind_of_frame(
         await until(partial(queues_agree, polled_switch, port), "the counters of the queues to be those of the port")
 
 
-async def test_many_frames_both_ways(polled_switch: SwitchProcess, stack: contextlib.AsyncExitStack) -> None:
+@pytest.mark.parametrize("rings", RINGS)
+async def test_many_frames_both_ways(
+    polled_switch: SwitchProcess, stack: contextlib.AsyncExitStack, rings: str
+) -> None:
     """Round the rings again and again, with only a few in flight: none lost, reordered or changed."""
-    a, b = [await stack.enter_async_context(guest(polled_switch, p, rx_buf_size=BUFFER)) for p in "ab"]
+    a, b = [await stack.enter_async_context(guest(polled_switch, p, rx_buf_size=BUFFER, **RINGS[rings])) for p in "ab"]
     await b.announce()
     await flush_frames([a], b)
     for sender, receiver in ((a, b), (b, a)):
@@ -217,17 +233,27 @@ async def test_mtu_is_of_the_l3_part(switch: SwitchProcess, stack: contextlib.As
     await reach(switch, "m", {"tx_drops": drops, "tx_packets": before["tx_packets"] + 2})
 
 
-@pytest.mark.parametrize("feature", ["mrg_rxbuf", "event_idx", "indirect"])
+SWITCHABLE = {
+    "mrg_rxbuf": Feature.MRG_RXBUF,
+    "event_idx": Feature.EVENT_IDX,
+    "indirect": Feature.INDIRECT_DESC,
+    "packed": Feature.RING_PACKED,
+    "in_order": Feature.IN_ORDER,
+}
+
+
+@pytest.mark.parametrize("feature", SWITCHABLE)
 async def test_a_feature_switched_off_is_not_offered(
     switch: SwitchProcess, stack: contextlib.AsyncExitStack, feature: str
 ) -> None:
-    bit = {"mrg_rxbuf": Feature.MRG_RXBUF, "event_idx": Feature.EVENT_IDX, "indirect": Feature.INDIRECT_DESC}[feature]
+    bit, both = SWITCHABLE[feature], {"packed": True, "in_order": True}
     await switch.cli("port", "set", "c", f"features.{feature}=false")
     try:
-        c = await stack.enter_async_context(guest(switch, "c"))
+        c = await stack.enter_async_context(guest(switch, "c", **both))
         assert not c.offered & bit
-        a = await stack.enter_async_context(guest(switch, "a"))
-        assert a.offered & bit
+        assert not c.features & bit
+        a = await stack.enter_async_context(guest(switch, "a", **both))
+        assert a.features & bit
         await expect_only(c, a)
     finally:
         await switch.cli("port", "set", "c", f"features.{feature}=true")
@@ -247,10 +273,11 @@ async def test_frame_larger_than_the_buffers(switch: SwitchProcess, stack: conte
     await reach(switch, "b", {"tx_drops": {**before, "guest_rx_too_small": before.get("guest_rx_too_small", 0) + 1}})
 
 
-async def test_receiver_that_does_not_read(switch: SwitchProcess, stack: contextlib.AsyncExitStack) -> None:
+@pytest.mark.parametrize("rings", RINGS)
+async def test_receiver_that_does_not_read(switch: SwitchProcess, stack: contextlib.AsyncExitStack, rings: str) -> None:
     """As many frames as it has buffers; the rest is counted, and order is kept when it reads again."""
-    a = await stack.enter_async_context(guest(switch, "a"))
-    b = await stack.enter_async_context(guest(switch, "b", queue_size=64))
+    a = await stack.enter_async_context(guest(switch, "a", **RINGS[rings]))
+    b = await stack.enter_async_context(guest(switch, "b", queue_size=64, **RINGS[rings]))
     await b.announce()
     await flush_frames([a], b)
     before = (await stats(switch, "b"))["tx_drops"]
