@@ -21,12 +21,21 @@ BURSTS = 16
 
 
 @pytest.mark.parametrize("mrg_rxbuf", [True, False], ids=["mrg_rxbuf", "plain"])
-async def test_closed_loop_loses_nothing(start_switch: StartSwitch, testpmd_huge: bool, mrg_rxbuf: bool) -> None:
+@pytest.mark.parametrize("in_order", [False, True], ids=["any_order", "in_order"])
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_closed_loop_loses_nothing(
+    start_switch: StartSwitch, testpmd_huge: bool, packed: bool, in_order: bool, mrg_rxbuf: bool
+) -> None:
+    wanted = {"RING_PACKED": packed, "IN_ORDER": in_order, "MRG_RXBUF": mrg_rxbuf}
     async with start_switch(CONFIG) as switch:
         sockets = [switch.port_socket(name) for name in PORTS]
-        async with Testpmd(sockets, mrg_rxbuf=mrg_rxbuf, huge=testpmd_huge) as testpmd:
+        async with Testpmd(
+            sockets, mrg_rxbuf=mrg_rxbuf, packed=packed, in_order=in_order, huge=testpmd_huge
+        ) as testpmd:
             for name in PORTS:
                 await switch.wait_link(name)
+                accepted = {feature.upper() for feature in (await switch.get(f"/ports/{name}"))["state"]["features"]}
+                assert {feature: feature in accepted for feature in wanted} == wanted
             await testpmd.command("set fwd io")
             await testpmd.command("set txpkts 64")
             await testpmd.command(f"start tx_first {BURSTS}")
