@@ -101,7 +101,8 @@ class Generator:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
-                    await process.communicate()
+                    # Something has to be given, or Python 3.11 leaves its standard input open.
+                    await process.communicate(b"")
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
