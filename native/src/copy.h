@@ -50,6 +50,7 @@ pvs_prefetch_write(const void *p)
 typedef uint8_t pvs_v16 __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint64_t pvs_u64 __attribute__((aligned(1), may_alias));
 typedef uint32_t pvs_u32 __attribute__((aligned(1), may_alias));
+typedef uint16_t pvs_u16 __attribute__((aligned(1), may_alias));
 
 /* gcc warns of the vectors that a short range is too small for, although they are never moved. */
 #pragma GCC diagnostic push

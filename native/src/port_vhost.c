@@ -247,6 +247,21 @@ scatter(const struct pvs_frame *frame, struct pvs_cursor to)
     }
 }
 
+/*
+ * Write a header, as two words that are made in registers. To copy it would be to read words over fields that have just
+ * been written one by one: no store buffer forwards that, and the copy waits until they are in the cache (40 cycles).
+ */
+static inline void
+put_header(uint8_t *to, const struct virtio_net_hdr *h, uint32_t header_len)
+{
+    *(pvs_u64 *)to = h->flags | (uint64_t)h->gso_type << 8 | (uint64_t)h->hdr_len << 16 | (uint64_t)h->gso_size << 32 |
+                     (uint64_t)h->csum_start << 48;
+    if (header_len == VIRTIO_NET_HDR_LEGACY)
+        *(pvs_u16 *)(to + 8) = h->csum_offset;
+    else
+        *(pvs_u32 *)(to + 8) = h->csum_offset | (uint32_t)h->num_buffers << 16;
+}
+
 /* Write header, head and tail into segments that have room for them. */
 static inline void
 land(const struct pvs_frame *frame, const struct virtio_net_hdr *header, uint32_t header_len, const struct pvs_seg *seg,
@@ -261,7 +276,7 @@ land(const struct pvs_frame *frame, const struct virtio_net_hdr *header, uint32_
         scatter(frame, c);
         return;
     }
-    pvs_copy(seg->base, header, header_len);
+    put_header(seg->base, header, header_len);
     pvs_copy(seg->base + header_len, frame->head, frame->head_len);
     if (frame->n_seg == 0)
         return;
@@ -365,7 +380,7 @@ land_plain(struct pvs_vq *vq, bool packed, const struct pvs_frame *frames, const
             header = pvs_request_header(&frame->request);
             header.num_buffers = 1;
         }
-        pvs_copy(to, &header, header_len);
+        put_header(to, &header, header_len);
         pvs_copy(to + header_len, frame->head, frame->head_len);
         if (frame->n_seg == 1)
             pvs_copy(to + header_len + frame->head_len, frame->seg->base, frame->seg->len);
