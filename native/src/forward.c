@@ -35,19 +35,22 @@ struct tally {
     uint32_t size[PVS_SIZE_BINS];
 };
 
+/* Add frames to the same destination, or one that is malformed. */
 static inline void
-tally_add(struct tally *t, const struct pvs_frame *frame)
+tally_add(struct tally *t, const struct pvs_frame *frame, uint32_t n)
 {
     if (frame->malformed) {
         t->malformed++;
         return;
     }
-    t->packets++;
-    t->bytes += frame->len;
-    t->size[pvs_size_bin(frame->len)]++;
+    t->packets += n;
     if (pvs_mac_is_group(frame->parsed.dst)) {
-        t->broadcast += frame->parsed.dst == PVS_MAC_BROADCAST;
-        t->multicast += frame->parsed.dst != PVS_MAC_BROADCAST;
+        t->broadcast += frame->parsed.dst == PVS_MAC_BROADCAST ? n : 0;
+        t->multicast += frame->parsed.dst != PVS_MAC_BROADCAST ? n : 0;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        t->bytes += frame[i].len;
+        t->size[pvs_size_bin(frame[i].len)]++;
     }
 }
 
@@ -76,7 +79,7 @@ pvs_drop_received(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
     struct tally t = { 0 };
 
     for (uint32_t i = 0; i < n; i++)
-        tally_add(&t, &frame[i]);
+        tally_add(&t, &frame[i], 1);
     tally_count(w, from->port, &t);
     pvs_count(&counters_of(w, from->port)->rx_drop[why], t.packets);
     w->taken_packets = t.packets;
@@ -195,15 +198,24 @@ struct way {
 static inline bool
 goes_same_way(const struct way *way, const struct pvs_frame *frame)
 {
-    return way->n != 0 && frame->parsed.dst == way->dst && frame->parsed.src == way->src && !frame->request.checksum &&
-           pvs_fits_mtu(frame, way->mtu);
+    return !frame->malformed && frame->parsed.dst == way->dst && frame->parsed.src == way->src &&
+           !frame->request.checksum && pvs_fits_mtu(frame, way->mtu);
 }
 
-static inline void
-go_same_way(struct pvs_worker *w, const struct way *way, uint32_t i)
+/* Put the frames from number `i` on that go the same way on its lists, within the budget. How many they are. */
+static inline uint32_t
+go_same_way(struct pvs_worker *w, const struct way *way, uint32_t i, uint32_t n)
 {
+    uint64_t room = (PVS_BUDGET - w->spent) / way->n, spent = 0;
+    uint32_t end = i;
+
+    for (; end < n && spent < room && goes_same_way(way, &w->source[end]); end++)
+        spent += pvs_copy_cost(&w->source[end]);
     for (uint32_t k = 0; k < way->n; k++)
-        pvs_destination_add(w, &way->first[k], i);
+        for (uint32_t number = i; number < end; number++)
+            way->first[k].number[way->first[k].n++] = (uint8_t)number;
+    w->spent += spent * way->n;
+    return end - i;
 }
 
 /* Frame number `i` has been forwarded: is it one of those that others can follow? */
@@ -252,10 +264,14 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
     prefetch_addresses(w->tables->bridge[in->bridge].fdb, frame, n);
     while (done < n && w->spent < PVS_BUDGET) {
         const struct pvs_frame *f = &frame[done];
+        uint32_t same = way.n != 0 ? go_same_way(w, &way, done, n) : 0;
+        if (same != 0) {
+            tally_add(&t, f, same);
+            done += same;
+            continue;
+        }
         if (f->malformed) {
             /* it is counted, and goes nowhere */
-        } else if (goes_same_way(&way, f)) {
-            go_same_way(w, &way, done);
         } else if (forward_one(w, done, from, &source)) {
             if (w->verdict.learn)
                 way.n = 0; /* what the FDB said before is over */
@@ -266,7 +282,7 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
             *waiting = true;
             break;
         }
-        tally_add(&t, f);
+        tally_add(&t, f, 1);
         done++;
     }
     pvs_deliver_lists(w);

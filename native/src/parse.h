@@ -11,6 +11,9 @@
 
 enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_8021Q = 0x8100, ETHERTYPE_IPV6 = 0x86dd, ETHERTYPE_8021AD = 0x88a8 };
 
+#define PVS_MAC_PAUSE     0x0180c2000001
+#define PVS_MAC_BROADCAST 0xffffffffffff
+
 static inline uint64_t
 pvs_mac_load(const uint8_t *p)
 {
@@ -50,23 +53,24 @@ static inline bool
 pvs_parse(struct pvs_frame *frame)
 {
     struct pvs_parsed *p = &frame->parsed;
+    uint64_t first, second;
     uint16_t type;
 
     if (frame->len < PVS_ETH_HLEN || frame->len > PVS_MAX_FRAME) {
         frame->malformed = true;
         return false;
     }
-    p->dst = pvs_mac_load(frame->head);
-    p->src = pvs_mac_load(frame->head + 6);
+    /* both addresses in two loads of eight bytes */
+    memcpy(&first, frame->head, sizeof first);
+    memcpy(&second, frame->head + 4, sizeof second);
     memcpy(&type, frame->head + 12, sizeof type);
+    p->dst = __builtin_bswap64(first) >> 16;
+    p->src = __builtin_bswap64(second) & PVS_MAC_BROADCAST;
     p->ethertype = __builtin_bswap16(type);
     p->l3_offset = PVS_ETH_HLEN;
     if (p->ethertype == ETHERTYPE_8021Q || p->ethertype == ETHERTYPE_8021AD)
         pvs_parse_tags(frame);
     return true;
 }
-
-#define PVS_MAC_PAUSE     0x0180c2000001
-#define PVS_MAC_BROADCAST 0xffffffffffff
 
 #endif

@@ -11,8 +11,8 @@
 enum { LOCK_SPINS = 256 };
 /* Chains that reserve_plain puts together: a 64 KiB frame takes 17 of 4 KiB. */
 enum { PLAIN_CHAINS = 64 };
-/* Bytes of a frame's tail that are fetched while others are copied; the processor goes on by itself. */
-enum { PREFETCHED = 256 };
+/* Bytes of a frame's tail that are fetched early, and when it is copied soon; the processor goes on by itself. */
+enum { EARLY = 1024, SOON = 256 };
 
 static inline void
 pause_briefly(void)
@@ -72,6 +72,14 @@ gather(struct pvs_frame *frame, uint32_t header_len, struct virtio_net_hdr *head
     }
 }
 
+/* Have a tail brought into the second level of the cache, while the burst is decided on. */
+static inline void
+prefetch_early(const struct pvs_seg *seg)
+{
+    for (uint32_t line = 0; line < EARLY && line < seg->len; line += 64)
+        __builtin_prefetch(seg->base + line, 0, 2);
+}
+
 /* Turn chains, of which the segments and their length are known, into parsed frames. */
 static void
 make_frames(const struct pvs_ring *ring, struct pvs_frame *frame, uint32_t n)
@@ -91,6 +99,8 @@ make_frames(const struct pvs_ring *ring, struct pvs_frame *frame, uint32_t n)
         frame->len -= header_len;
         frame->head_len = (uint16_t)(frame->len < PVS_HEAD ? frame->len : PVS_HEAD);
         gather(frame, header_len, &header);
+        if (frame->n_seg != 0)
+            prefetch_early(frame->seg);
         frame->malformed = !pvs_parse(frame) || !pvs_offload_check(frame, &header, ring->offloads);
     }
 }
@@ -161,8 +171,13 @@ pvs_guest_tx_finish(struct pvs_ring *ring, const struct pvs_burst *burst, uint32
         pvs_vq_give_batch(vq, burst->frame[n - 1].chain, burst->next[n - 1], n);
         return;
     }
-    for (uint32_t i = 0; i < n; i++)
-        pvs_vq_give(vq, burst->frame[i].chain, burst->next[i], 0); /* a transmit chain has nothing written into it */
+    /* a transmit chain has nothing written into it */
+    if (vq->packed)
+        for (uint32_t i = 0; i < n; i++)
+            pvs_packed_give(vq, burst->frame[i].chain, burst->next[i], 0);
+    else
+        for (uint32_t i = 0; i < n; i++)
+            pvs_split_give(vq, burst->frame[i].chain, 0);
 }
 
 /* ---- to a guest ---- */
@@ -290,6 +305,35 @@ land(const struct pvs_frame *frame, const struct virtio_net_hdr *header, uint32_
     scatter(frame, c);
 }
 
+/*
+ * Find room for all of these frames where each has a chain of one descriptor to itself, as most have. False: some has not,
+ * and reserve_all is to look closer.
+ */
+PVS_FOR_EACH_FORMAT bool
+reserve_singles(const struct pvs_vq *vq, bool packed, const struct pvs_frame *frames, const uint8_t *number, uint32_t n,
+                struct pvs_landing *l)
+{
+    uint32_t header_len = vq->header_len, region;
+    struct pvs_span span = last_region(vq, &region);
+    uint16_t at = vq->next_avail;
+
+    if (!packed && (uint16_t)(vq->seen_avail - at) < n)
+        return false;
+    for (uint32_t i = 0; i < n; i++) {
+        struct pvs_seg *seg = &l->seg[i];
+        uint32_t need = header_len + frames[number[i]].len;
+        if (!pvs_vq_look_plain(vq, packed, at, VRING_DESC_F_WRITE, &span, region, seg, &l->chain[i].id) ||
+            seg->len < need)
+            return false;
+        at = packed ? pvs_packed_advance(vq, at, 1) : (uint16_t)(at + 1);
+        l->chain[i].next = at;
+        l->chain[i].room = need;
+        pvs_prefetch_write(seg->base);
+        pvs_prefetch_write(seg->base + 64);
+    }
+    return true;
+}
+
 /* Where in a landing a frame's part begins. */
 struct place {
     uint32_t chain, seg;
@@ -358,14 +402,14 @@ static inline void
 prefetch_tail(const struct pvs_frame *frame)
 {
     if (frame->n_seg != 0)
-        for (uint32_t line = 0; line < PREFETCHED; line += 64)
+        for (uint32_t line = 0; line < SOON; line += 64)
             __builtin_prefetch(frame->seg->base + line);
 }
 
-/* As land_all, where each frame has a chain of one segment to itself, as most have. */
+/* As land_all, after reserve_singles. */
 PVS_FOR_EACH_FORMAT void
-land_plain(struct pvs_vq *vq, bool packed, const struct pvs_frame *frames, const uint8_t *number, uint32_t n,
-           const struct pvs_landing *l, struct pvs_delivery *d)
+land_singles(struct pvs_vq *vq, bool packed, const struct pvs_frame *frames, const uint8_t *number, uint32_t n,
+             const struct pvs_landing *l, struct pvs_delivery *d)
 {
     uint32_t header_len = vq->header_len;
     uint64_t bytes = 0;
@@ -430,14 +474,14 @@ deliver_whole(struct pvs_vq *vq, bool packed, const struct pvs_frame *frames, co
     uint16_t at = vq->next_avail;
 
     pvs_vq_expect(vq, n, &d->broken);
+    if (reserve_singles(vq, packed, frames, number, n, l)) {
+        land_singles(vq, packed, frames, number, n, l, d);
+        return;
+    }
     for (uint32_t first = 0, end; first < n; first = end) {
         l->n_chain = l->n_seg = 0;
         end = reserve_all(vq, packed, frames, number, first, n, l, &places, &at, d);
-        /* as many chains and segments as frames that have room: none has more than one */
-        if (l->n_chain == end - first && l->n_seg == end - first && !d->dropped)
-            land_plain(vq, packed, frames, number + first, end - first, l, d);
-        else
-            land_all(vq, frames, number, first, end, l, &places, d);
+        land_all(vq, frames, number, first, end, l, &places, d);
     }
 }
 

@@ -10,6 +10,7 @@
 #ifndef PVS_VIRTQUEUE_SPLIT_H
 #define PVS_VIRTQUEUE_SPLIT_H
 
+#include "copy.h"
 #include "virtqueue.h"
 
 /*
@@ -73,7 +74,8 @@ pvs_split_take(struct pvs_vq *vq, uint32_t n)
 static inline void
 pvs_split_give(struct pvs_vq *vq, uint16_t head, uint32_t len)
 {
-    vq->used->ring[vq->next_used & vq->mask] = (struct vring_used_elem){ .id = head, .len = len };
+    /* one store of both fields */
+    *(pvs_u64 *)&vq->used->ring[vq->next_used & vq->mask] = head | (uint64_t)len << 32;
     vq->next_used++;
 }
 

@@ -146,14 +146,19 @@ pvs_destination_of(struct pvs_worker *worker, uint16_t port)
     return place == 0 ? NULL : &worker->destination[place - 1];
 }
 
+/* What a copy of a frame costs of the turn's budget. */
+static inline uint32_t
+pvs_copy_cost(const struct pvs_frame *frame)
+{
+    return frame->len + 64 * (frame->n_seg + 1);
+}
+
 /* Put frame number `number` of the burst at hand on a list. */
 static inline void
 pvs_destination_add(struct pvs_worker *worker, struct pvs_destination *destination, uint32_t number)
 {
-    const struct pvs_frame *frame = &worker->source[number];
-
     destination->number[destination->n++] = (uint8_t)number;
-    worker->spent += frame->len + 64 * (frame->n_seg + 1);
+    worker->spent += pvs_copy_cost(&worker->source[number]);
 }
 
 /* Write what pvs_deliver_in_burst has put on lists. */
