@@ -179,8 +179,9 @@ pvs_deliver_lists(struct pvs_worker *w)
 
 /* The list for a port; ready to take one more for this ring. */
 static struct pvs_destination *
-destination(struct pvs_worker *w, uint16_t index, struct pvs_ring *ring)
+destination(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring)
 {
+    uint16_t index = (uint16_t)pvs_ref_index(out->ref);
     struct pvs_destination *d = pvs_destination_of(w, index);
 
     if (d == NULL) {
@@ -188,6 +189,8 @@ destination(struct pvs_worker *w, uint16_t index, struct pvs_ring *ring)
         w->destination_of[index] = (uint16_t)++w->n_destinations;
         d->index = index;
         d->ring = ring;
+        d->direct = pvs_one_pair(out->port) && out->backpressure_ns == 0 ? out->ref : 0;
+        d->mtu = out->mtu;
         d->n = 0;
         if (w->n_peers == 1) /* with others the ring is to be looked at under its lock only */
             pvs_vq_prefetch(&ring->vq);
@@ -340,7 +343,7 @@ pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint
     if (queue == NULL || queue->kind == PVS_QUEUE_UPLINK || (from != NULL && out->backpressure_ns != 0) ||
         (frame->request.checksum && !pvs_request_taken(frame, pvs_ring_of(queue)->offloads)))
         return pvs_deliver(w, out, frame, from);
-    struct pvs_destination *d = destination(w, (uint16_t)pvs_ref_index(out->ref), pvs_ring_of(queue));
+    struct pvs_destination *d = destination(w, out, pvs_ring_of(queue));
     pvs_destination_add(w, d, number);
     return true;
 }

@@ -27,7 +27,7 @@ struct entry {
 };
 _Static_assert(sizeof(struct entry) == 32, "two entries in a cache line");
 
-struct bucket {
+struct pvs_fdb_bucket {
     _Atomic uint32_t seq; /* odd while a writer is at work */
     _Atomic uint32_t head;
 };
@@ -38,7 +38,7 @@ struct list {
 
 struct pvs_fdb {
     struct entry *entry;
-    struct bucket *bucket;
+    struct pvs_fdb_bucket *bucket;
     uint64_t seed;
     uint32_t bucket_mask, limit;
     _Atomic uint32_t aging_s;
@@ -74,7 +74,7 @@ unlock(struct pvs_fdb *fdb)
 }
 
 static void
-bucket_begin(struct bucket *b)
+bucket_begin(struct pvs_fdb_bucket *b)
 {
     uint32_t seq = atomic_load_explicit(&b->seq, memory_order_relaxed);
     atomic_store_explicit(&b->seq, seq + 1, memory_order_relaxed);
@@ -83,7 +83,7 @@ bucket_begin(struct bucket *b)
 }
 
 static void
-bucket_end(struct bucket *b)
+bucket_end(struct pvs_fdb_bucket *b)
 {
     uint32_t seq = atomic_load_explicit(&b->seq, memory_order_relaxed);
     /* release: the changes are visible before the even number */
@@ -98,7 +98,7 @@ key_of(uint64_t mac, uint16_t vid)
     return KEY_VALID | (uint64_t)(vid & 0xfff) << 48 | mac;
 }
 
-static struct bucket *
+static struct pvs_fdb_bucket *
 bucket_of(const struct pvs_fdb *fdb, uint64_t key)
 {
     /* multiply-and-fold; the seed is private, so a guest can't aim at a bucket */
@@ -130,7 +130,7 @@ struct found {
 
 /* One attempt at a chain; the caller checks the sequence number. The step limit ends a walk led astray by a writer. */
 static inline struct found
-chain_scan(const struct pvs_fdb *fdb, const struct bucket *b, uint64_t key)
+chain_scan(const struct pvs_fdb *fdb, const struct pvs_fdb_bucket *b, uint64_t key)
 {
     uint32_t i = atomic_load_explicit(&b->head, memory_order_relaxed);
     for (uint32_t left = fdb->limit; i != NIL && left != 0; left--) {
@@ -145,9 +145,8 @@ chain_scan(const struct pvs_fdb *fdb, const struct bucket *b, uint64_t key)
 }
 
 static inline struct found
-find(const struct pvs_fdb *fdb, uint64_t key)
+find_in(const struct pvs_fdb *fdb, const struct pvs_fdb_bucket *b, uint64_t key)
 {
-    const struct bucket *b = bucket_of(fdb, key);
     /* bounded: a writer that was preempted half-way must not stop a worker; the address is unknown for that long */
     for (int attempt = 0; attempt < 1000; attempt++) {
         uint32_t seq = atomic_load_explicit(&b->seq, memory_order_acquire);
@@ -160,17 +159,25 @@ find(const struct pvs_fdb *fdb, uint64_t key)
     return (struct found){ .index = NIL };
 }
 
-struct pvs_fdb_hit
-pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now_s)
+static inline struct found
+find(const struct pvs_fdb *fdb, uint64_t key)
 {
-    struct found f = find(fdb, key_of(mac, vid));
-    struct pvs_fdb_hit hit = { .port_ref = f.port_ref, .is_static = f.is_static, .state = PVS_FDB_FRESH };
+    return find_in(fdb, bucket_of(fdb, key), key);
+}
 
+enum pvs_fdb_state
+pvs_fdb_look(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint32_t now_s, uint32_t *port_ref,
+             bool *is_static)
+{
+    struct found f = find_in(fdb, place->bucket, place->key);
+
+    *port_ref = f.port_ref;
+    *is_static = f.is_static;
     if (f.index == NIL)
-        hit = (struct pvs_fdb_hit){ .state = PVS_FDB_UNKNOWN };
-    else if (f.stamp != now_s && !f.is_static)
-        hit.state = too_old(fdb, f.stamp, now_s) ? PVS_FDB_UNKNOWN : PVS_FDB_STALE;
-    return hit;
+        return PVS_FDB_UNKNOWN;
+    if (f.stamp == now_s || f.is_static)
+        return PVS_FDB_FRESH;
+    return too_old(fdb, f.stamp, now_s) ? PVS_FDB_UNKNOWN : PVS_FDB_STALE;
 }
 
 bool
@@ -179,16 +186,21 @@ pvs_fdb_is_large(const struct pvs_fdb *fdb)
     return atomic_load_explicit(&fdb->count, memory_order_relaxed) > LARGE;
 }
 
-void
-pvs_fdb_prefetch(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, bool entry)
+struct pvs_fdb_place
+pvs_fdb_place(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid)
 {
-    const struct bucket *b = bucket_of(fdb, key_of(mac, vid));
+    uint64_t key = key_of(mac, vid);
+    const struct pvs_fdb_bucket *b = bucket_of(fdb, key);
 
-    if (!entry) {
-        __builtin_prefetch(b);
-        return;
-    }
-    uint32_t i = atomic_load_explicit(&b->head, memory_order_relaxed);
+    __builtin_prefetch(b);
+    return (struct pvs_fdb_place){ key, b };
+}
+
+void
+pvs_fdb_prefetch(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place)
+{
+    uint32_t i = atomic_load_explicit(&place->bucket->head, memory_order_relaxed);
+
     if (i != NIL)
         __builtin_prefetch(&fdb->entry[i]);
 }
@@ -236,7 +248,7 @@ entry_remove(struct pvs_fdb *fdb, uint32_t i)
 {
     struct entry *e = &fdb->entry[i];
     uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
-    struct bucket *b = bucket_of(fdb, key & ~KEY_STATIC);
+    struct pvs_fdb_bucket *b = bucket_of(fdb, key & ~KEY_STATIC);
     _Atomic uint32_t *link = &b->head;
 
     if (!(key & KEY_STATIC))
@@ -282,7 +294,7 @@ entry_insert(struct pvs_fdb *fdb, uint64_t key, uint32_t port_ref, uint32_t now_
         return false;
     uint32_t i = fdb->free;
     struct entry *e = &fdb->entry[i];
-    struct bucket *b = bucket_of(fdb, key & ~KEY_STATIC);
+    struct pvs_fdb_bucket *b = bucket_of(fdb, key & ~KEY_STATIC);
 
     fdb->free = atomic_load_explicit(&e->next, memory_order_relaxed);
     bucket_begin(b);
@@ -302,7 +314,7 @@ static void
 entry_move(struct pvs_fdb *fdb, uint32_t i, uint32_t port_ref, uint32_t now_s)
 {
     struct entry *e = &fdb->entry[i];
-    struct bucket *b = bucket_of(fdb, atomic_load_explicit(&e->key, memory_order_relaxed));
+    struct pvs_fdb_bucket *b = bucket_of(fdb, atomic_load_explicit(&e->key, memory_order_relaxed));
 
     list_remove(fdb, i);
     bucket_begin(b);

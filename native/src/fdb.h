@@ -34,13 +34,39 @@ struct pvs_fdb_hit {
 
 enum pvs_learned { PVS_LEARN_NOTHING, PVS_LEARN_NEW, PVS_LEARN_MOVED, PVS_LEARN_BUSY };
 
-/* Any thread, no lock. `mac` as in struct pvs_parsed. */
-struct pvs_fdb_hit pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now_s);
+/* Where an address belongs. For who wants to look for many, and have memory fetched in between. */
+struct pvs_fdb_place {
+    uint64_t key;
+    const struct pvs_fdb_bucket *bucket;
+};
 
+/* The place of an address; its bucket is being fetched. `mac` as in struct pvs_parsed. Any thread, as all of these. */
+struct pvs_fdb_place pvs_fdb_place(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid);
+/* Fetch the first entry in it. */
+void pvs_fdb_prefetch(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place);
+/* What is there, without a lock. The fields of struct pvs_fdb_hit, which are not known where it is PVS_FDB_UNKNOWN. */
+enum pvs_fdb_state pvs_fdb_look(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint32_t now_s,
+                                uint32_t *port_ref, bool *is_static);
 /* Is it too large for a processor's nearest caches, so that prefetching pays? */
 bool pvs_fdb_is_large(const struct pvs_fdb *fdb);
-/* Fetch the bucket of an address; with `entry` (once the bucket is there) the first entry in it. */
-void pvs_fdb_prefetch(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, bool entry);
+
+/* In line: a small struct that a function returns in a register would be put together in memory, and waited for. */
+static inline struct pvs_fdb_hit
+pvs_fdb_find_at(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint32_t now_s)
+{
+    struct pvs_fdb_hit hit = { 0 };
+
+    hit.state = pvs_fdb_look(fdb, place, now_s, &hit.port_ref, &hit.is_static);
+    return hit;
+}
+
+static inline struct pvs_fdb_hit
+pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now_s)
+{
+    struct pvs_fdb_place place = pvs_fdb_place(fdb, mac, vid);
+
+    return pvs_fdb_find_at(fdb, &place, now_s);
+}
 
 /*
  * Learn or refresh, from a worker: never waits. On PVS_LEARN_MOVED *old_ref is where the address was before.

@@ -88,14 +88,6 @@ pvs_drop_received(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
 
 /* ---- effects ---- */
 
-/* At most one of its queue pairs receives: nothing is to be chosen, or noted. */
-static inline bool
-one_pair(const struct pvs_port *port)
-{
-    uint32_t up = atomic_load_explicit(&port->rx_up, memory_order_relaxed);
-    return (up & (up - 1)) == 0;
-}
-
 static void
 learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verdict *v)
 {
@@ -131,7 +123,7 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
 static inline void
 commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame, const struct pvs_verdict *v)
 {
-    if (!one_pair(in) && !frame->injected)
+    if (!pvs_one_pair(in) && !frame->injected)
         pvs_steer_note(&in->steering, frame);
     if (v->punt)
         pvs_punt_frame(w, frame, v->vid, PVS_PUNT_BPDU);
@@ -143,18 +135,31 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
 
 /* ---- bursts ---- */
 
-/* Have what a large FDB knows of the addresses of a burst brought into the cache: buckets first, then their entries. */
+/*
+ * Find the places of a burst's destinations, and have what a large FDB knows of its addresses brought into the cache: first
+ * buckets, then their entries. An address that the frame before had as well is not looked for again.
+ */
 static void
-prefetch_addresses(const struct pvs_fdb *fdb, const struct pvs_frame *frame, uint32_t n)
+find_places(struct pvs_worker *w, const struct pvs_fdb *fdb, uint32_t n)
 {
-    if (!pvs_fdb_is_large(fdb))
-        return;
-    for (int entries = 0; entries < 2; entries++) {
-        for (uint32_t i = 0; i < n; i++) {
-            if (frame[i].malformed)
-                continue;
-            pvs_fdb_prefetch(fdb, frame[i].parsed.dst, 0, entries);
-            pvs_fdb_prefetch(fdb, frame[i].parsed.src, 0, entries);
+    uint64_t dst = 0, src = 0;
+    struct pvs_fdb_place place = pvs_fdb_place(fdb, 0, 0);
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct pvs_parsed *p = &w->source[i].parsed;
+        if (!w->source[i].malformed && p->dst != dst)
+            place = pvs_fdb_place(fdb, dst = p->dst, 0);
+        if (!w->source[i].malformed && p->src != src)
+            pvs_fdb_place(fdb, src = p->src, 0);
+        w->place[i] = place;
+    }
+    src = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct pvs_parsed *p = &w->source[i].parsed;
+        pvs_fdb_prefetch(fdb, &w->place[i]);
+        if (!w->source[i].malformed && p->src != src) {
+            place = pvs_fdb_place(fdb, src = p->src, 0);
+            pvs_fdb_prefetch(fdb, &place);
         }
     }
 }
@@ -218,6 +223,26 @@ go_same_way(struct pvs_worker *w, const struct way *way, uint32_t i, uint32_t n)
     return end - i;
 }
 
+/*
+ * Put a frame on the list that the FDB names: its source is known to be there, and what leaves by this list is subject to
+ * nothing but the MTU. NULL: it has to be decided on. Some frames of this burst went there already, by the long way.
+ */
+static inline struct pvs_destination *
+go_directly(struct pvs_worker *w, const struct pvs_fdb *fdb, uint32_t i, uint64_t source)
+{
+    const struct pvs_frame *frame = &w->source[i];
+
+    if (frame->parsed.src != source || source == 0 || pvs_mac_is_group(frame->parsed.dst) || frame->request.checksum)
+        return NULL;
+    struct pvs_fdb_hit hit = w->places_found ? pvs_fdb_find_at(fdb, &w->place[i], w->now_s)
+                                             : pvs_fdb_find(fdb, frame->parsed.dst, 0, w->now_s);
+    struct pvs_destination *d = pvs_destination_of(w, (uint16_t)pvs_ref_index(hit.port_ref));
+    if (hit.state == PVS_FDB_UNKNOWN || d == NULL || d->direct != hit.port_ref || !pvs_fits_mtu(frame, d->mtu))
+        return NULL;
+    pvs_destination_add(w, d, i);
+    return d;
+}
+
 /* Frame number `i` has been forwarded: is it one of those that others can follow? */
 static void
 note_way(struct pvs_worker *w, struct way *way, uint32_t i)
@@ -228,13 +253,13 @@ note_way(struct pvs_worker *w, struct way *way, uint32_t i)
     struct way found = { .dst = frame->parsed.dst, .src = frame->parsed.src, .n = v->n_egress };
 
     way->n = 0;
-    if (v->n_egress == 0 || v->learn || v->punt || !one_pair(in->port) ||
+    if (v->n_egress == 0 || v->learn || v->punt || !pvs_one_pair(in->port) ||
         (v->n_egress != 1 && v->n_egress != w->n_destinations))
         return;
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &w->tables->port[v->egress[k].port];
         struct pvs_destination *d = pvs_destination_of(w, v->egress[k].port);
-        if (v->egress[k].drop != PVS_DROP_none || !one_pair(out->port) || d == NULL || d->n == 0 ||
+        if (v->egress[k].drop != PVS_DROP_none || !pvs_one_pair(out->port) || d == NULL || d->n == 0 ||
             d->number[d->n - 1] != i)
             return;
         if (out->mtu != 0 && (found.mtu == 0 || out->mtu < found.mtu))
@@ -249,6 +274,8 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
                   bool *waiting)
 {
     const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(from->port->ref)];
+    const struct pvs_fdb *fdb = w->tables->bridge[in->bridge].fdb;
+    bool plain = pvs_one_pair(from->port); /* no queue pair is to be noted for what it sends */
     struct tally t = { 0 };
     struct way way = { 0 };
     uint64_t source = 0;
@@ -261,21 +288,28 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
     }
     w->source = frame;
     w->spent = 0;
-    prefetch_addresses(w->tables->bridge[in->bridge].fdb, frame, n);
+    w->places_found = pvs_fdb_is_large(fdb);
+    if (w->places_found)
+        find_places(w, fdb, n);
     while (done < n && w->spent < PVS_BUDGET) {
         const struct pvs_frame *f = &frame[done];
         uint32_t same = way.n != 0 ? go_same_way(w, &way, done, n) : 0;
+        struct pvs_destination *d = NULL;
         if (same != 0) {
             tally_add(&t, f, same);
             done += same;
             continue;
         }
+        bool followed = done + 1 < n && f[1].parsed.dst == f->parsed.dst;
         if (f->malformed) {
             /* it is counted, and goes nowhere */
+        } else if (plain && (d = go_directly(w, fdb, done, source)) != NULL) {
+            if (followed)
+                way = (struct way){ .dst = f->parsed.dst, .src = source, .mtu = d->mtu, .n = 1, .first = d };
         } else if (forward_one(w, done, from, &source)) {
             if (w->verdict.learn)
                 way.n = 0; /* what the FDB said before is over */
-            if (done + 1 < n && f[1].parsed.dst == f->parsed.dst)
+            if (followed)
                 note_way(w, &way, done);
             from->progress.done = 0; /* it was the frame's that has left */
         } else {

@@ -71,4 +71,12 @@ struct pvs_port {
     struct pvs_steering steering;
 };
 
+/* At most one of its queue pairs receives: nothing is to be chosen, or noted. */
+static inline bool
+pvs_one_pair(const struct pvs_port *port)
+{
+    uint32_t up = atomic_load_explicit(&port->rx_up, memory_order_relaxed);
+    return (up & (up - 1)) == 0;
+}
+
 #endif

@@ -50,7 +50,9 @@ struct pvs_worker_perf {
 /* Copies of a burst that are to be written into one receive ring. */
 struct pvs_destination {
     struct pvs_ring *ring;
-    uint16_t index; /* its port's */
+    uint32_t direct; /* its port's reference, if what the FDB sends there may be added just so; 0: it may not */
+    uint32_t mtu;    /* that has to be enforced then; 0 = none */
+    uint16_t index;  /* its port's */
     uint32_t n;
     uint8_t number[PVS_BURST]; /* which frames of the burst */
 };
@@ -88,6 +90,8 @@ struct pvs_worker {
     uint32_t n_destinations;                /* rings that copies of it go to */
     uint16_t destination_of[PVS_MAX_PORTS]; /* by port index: the place in `destination`, plus 1; 0 = none */
     struct pvs_destination destination[PVS_MAX_PORTS];
+    bool places_found;                     /* the FDB is large, and `place` of the burst at hand is known: */
+    struct pvs_fdb_place place[PVS_BURST]; /* where the FDB has the destination of each frame */
     struct pvs_verdict verdict;
     struct pvs_pieces pieces;
     struct pvs_landing landing;

@@ -39,8 +39,9 @@ from pvswitch.errors import PvswitchError
 from pvswitch.vm import MissingTool, build_image, find_qemu
 
 WARM_UP_SECONDS = 0.2
-# A switch that has many addresses to learn may let some go by and take them at their next frame.
-LEARN_ROUNDS = 20
+# A switch that has many addresses to learn may let some go by and take them at their next frame: pvswitch learns 8,192
+# in a second.
+LEARN_SECONDS = 30.0
 TRIPS = 20
 IDLE_SETTLE_SECONDS = 1.0
 # Turns that a peer may fail in a case before it isn't asked for it any more.
@@ -112,11 +113,14 @@ async def _started(turn: Turn, wanted: Wanted) -> AsyncIterator[tuple[Running, G
 async def _ready(generator: Generator, running: Running, frames: Frames) -> None:
     """Bring the guests up, and let the switch learn all of their addresses."""
     await generator.connect(running.sockets, frames.guests, listen=running.client)
-    for _ in range(LEARN_ROUNDS):
+    end = time.monotonic() + LEARN_SECONDS
+    while True:
         await generator.prime(frames)
         known = await running.addresses()
         if known is None or known >= frames.macs * (1 if frames.flood else frames.guests.active // 2):
             return
+        if time.monotonic() > end:
+            break
         await asyncio.sleep(0.1)
     raise BenchError(f"the switch has learned {known} addresses, not the {frames.macs} that were shown to it")
 
