@@ -103,7 +103,8 @@ class Layout:
 class DriverConf:
     """What to build; sizes in bytes. `features` are the acknowledged bits, which decide on the format of rings.
 
-    `adjacent`: no holes in GPA; `shuffle`: buffers lie in memory in another order than in the rings.
+    `adjacent`: no holes in GPA; `shuffle`: buffers lie in memory in another order than in the rings. With `preset`
+    a device that leaves num_buffers unwritten without MRG_RXBUF, as DPDK's does, is not found out.
     """
 
     features: int
@@ -117,6 +118,7 @@ class DriverConf:
     one_file: bool = False
     auto_refill: bool = True
     shuffle: bool = False
+    preset: bool = False
     seed: int = 1
 
 
@@ -234,6 +236,7 @@ class Driver:
             | conf.one_file * lib.PVD_CONF_ONE_FILE
             | conf.auto_refill * lib.PVD_CONF_AUTO_REFILL
             | conf.shuffle * lib.PVD_CONF_SHUFFLE
+            | conf.preset * lib.PVD_CONF_PRESET
         )
         out = ffi.new("pvd_guest **")
         result = lib.pvd_guest_create(c, out)

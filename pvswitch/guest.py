@@ -114,6 +114,7 @@ class Guest(FrontEnd):
         adjacent: bool = False,
         one_file: bool = False,
         shuffle: bool = False,
+        preset: bool = False,
         seed: int = 1,
         rx_layout: Layout | None = None,
         mtu: int | None = None,
@@ -144,6 +145,7 @@ class Guest(FrontEnd):
             adjacent=adjacent,
             one_file=one_file,
             shuffle=shuffle,
+            preset=preset,
             seed=seed,
         )
         self._rx_layout = rx_layout

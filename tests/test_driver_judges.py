@@ -85,6 +85,19 @@ def test_driver_judges_what_is_received() -> None:
             received(header() + bytes(89), 100)
 
 
+@pytest.mark.parametrize("preset", [False, True])
+def test_driver_forgives_num_buffers_left_unwritten_when_told_to(preset: bool) -> None:
+    with pair(features=MODERN & ~Feature.MRG_RXBUF, preset=preset) as (driver, device):
+        driver.rx_fill()
+        chain = device.rx.peek()
+        assert chain is not None
+        device.memory.write(chain.segments[0].gpa, bytes(10))
+        device.rx.use(chain, 12 + 60)
+        device.rx.publish()
+        with contextlib.nullcontext() if preset else pytest.raises(ProtocolViolation, match="num_buffers"):
+            assert driver.rx() == (bytes(60), NetHeader(num_buffers=1))
+
+
 ALL_TAKEN = ("GUEST_CSUM", "GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN", "GUEST_USO4", "GUEST_USO6")
 SEGMENTS = {"hdr_len": 54, "gso_size": 10, "csum_start": 34, "csum_offset": 16}
 TCP4 = {"flags": NEEDS_CSUM, "gso_type": Gso.TCPV4, **SEGMENTS}

@@ -189,6 +189,10 @@ place_slots(struct pvd_queue *q)
             return -ENOMEM;
         }
         q->slots[i] = (struct pvd_slot){ .gpa = gpa, .ptr = pvd_ptr(g, gpa, stride) };
+        if ((g->conf.flags & PVD_CONF_PRESET) != 0 && q->index % 2 == 0) {
+            const struct pvd_net_header preset = { .num_buffers = 1 };
+            memcpy(q->slots[i].ptr, &preset, sizeof(preset));
+        }
     }
     for (uint32_t i = q->num; (g->conf.flags & PVD_CONF_SHUFFLE) != 0 && i > 1; i--) {
         uint32_t pick = pvd_random(g, i);

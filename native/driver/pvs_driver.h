@@ -53,6 +53,9 @@ typedef struct pvd_guest pvd_guest;
 #define PVD_CONF_ONE_FILE    2 /* all regions in one file, at different offsets, instead of a file each */
 #define PVD_CONF_AUTO_REFILL 4 /* pvd_rx posts the buffers that it has emptied again */
 #define PVD_CONF_SHUFFLE     8 /* buffers lie in memory in another order than in the rings */
+/* num_buffers is 1 in receive buffers before they are posted: a device that leaves it unwritten without MRG_RXBUF, as
+ * DPDK's does (virtio 1.2, 5.1.6.4.1 demands 1), is not found out. */
+#define PVD_CONF_PRESET 16
 
 struct pvd_conf {
     uint32_t queue_size;  /* descriptors of each ring: split a power of two, 2 to 32768; packed 1 to 32768 */

@@ -83,7 +83,10 @@ class Player:
         shuffle: bool,
         listen: bool,
     ) -> list[int]:
-        """Bring up a guest on every socket; return the features that each has."""
+        """Bring up a guest on every socket; return the features that each has.
+
+        DPDK leaves num_buffers unwritten where buffers aren't merged; it isn't measured how right a switch is.
+        """
         for number, path in enumerate(sockets):
             guest = Guest(
                 path,
@@ -93,6 +96,7 @@ class Player:
                 rx_buf_size=rx_buffer,
                 tx_buf_size=tx_buffer,
                 shuffle=shuffle,
+                preset=True,
                 timeout=CONNECT_SECONDS,
             )
             self._guests.append(guest)
