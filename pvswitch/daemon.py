@@ -104,6 +104,8 @@ async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revi
             listen=api.tcp_name,
             bridges=len(config.bridges),
             ports=len(config.ports),
+            workers=datapath.workers,
+            copy_kernel=datapath.copy_kernel,
         )
         notifier = Notifier.from_environment()
         stack.push_async_callback(notifier.close)

@@ -53,6 +53,8 @@ void pvs_switch_destroy(pvs_switch *sw);
 /* Start and join the poll threads. Without them, drive the workers by pvs_poll_once(). */
 int pvs_switch_start(pvs_switch *sw);
 void pvs_switch_stop(pvs_switch *sw);
+/* How bytes are copied, which is chosen for the processor when the first switch is made: "plain", "avx2" or "avx512". */
+const char *pvs_copy_kernel_name(void);
 /*
  * Interrupt workers that hang in a call to a guest for more than 100 ms; their ports are latched broken. Control looks a
  * few times a second. Returns how many hung.

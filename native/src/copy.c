@@ -2,6 +2,8 @@
 /* copy.c - the kernels behind pvs_copy; see copy.h. */
 #include "copy.h"
 
+#include "pvs_api.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

@@ -29,8 +29,6 @@ enum pvs_copy_kernel { PVS_COPY_PLAIN, PVS_COPY_AVX2, PVS_COPY_AVX512, PVS_COPY_
 void pvs_copy_init(void);
 /* Choose this one, for tests and measurements. False: the processor has not got it, and nothing has changed. */
 bool pvs_copy_choose(enum pvs_copy_kernel kernel);
-/* The one that is in use: "plain", "avx2" or "avx512". */
-const char *pvs_copy_kernel_name(void);
 
 /* The kernel that is in use, for more than PVS_COPY_SHORT bytes. */
 extern void (*pvs_copy_long)(void *to, const void *from, size_t len);

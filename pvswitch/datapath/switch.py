@@ -77,6 +77,8 @@ class Datapath:
         check(lib.pvs_switch_create(conf, out))
         self._switch = out[0]
         self.workers = workers
+        self.copy_kernel: str = ffi.string(lib.pvs_copy_kernel_name()).decode()
+        """How bytes are copied on this processor: "plain", "avx2" or "avx512"."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: dict[int, asyncio.Future[int]] = {}
         self._room = asyncio.Semaphore(lib.PVS_COMMANDS)
