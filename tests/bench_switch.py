@@ -32,6 +32,7 @@ from pvswitch.datapath import (
 from pvswitch.driver import Driver, DriverConf, Layout
 
 VERSION_1, ANY_LAYOUT, MRG_RXBUF, INDIRECT, EVENT_IDX = (1 << bit for bit in (32, 27, 15, 28, 29))
+PACKED, IN_ORDER = 1 << 34, 1 << 35
 MODERN = VERSION_1 | ANY_LAYOUT | MRG_RXBUF | INDIRECT | EVENT_IDX
 RX, TX = 0, 1
 NS = 1_000_000_000
@@ -224,12 +225,13 @@ class BenchSwitch:
             self.start_ring(name, ring, enabled=ring % 2 == TX or receiving in (None, ring // 2))
         return guest
 
-    def start_ring(self, name: str, ring: int, *, enabled: bool = True) -> None:
-        """Start one ring where its used index stands."""
+    def start_ring(self, name: str, ring: int, *, enabled: bool = True, base: int | None = None) -> None:
+        """Start one ring where its used index stands; a packed one elsewhere, if `base` says so."""
         port = self.ports[name]
         v = port.guest.vring(ring)
         areas = (v.desc_uva, v.avail_uva, v.used_uva)
-        conf = RingConf(*areas, v.num, port.guest.vring_base(ring), port.guest.features, enabled, v.kick_fd, v.call_fd)
+        base = port.guest.vring_base(ring) if base is None else base
+        conf = RingConf(*areas, v.num, base, port.guest.features, enabled, v.kick_fd, v.call_fd)
         self.command(port.handle.start_ring(ring, conf))
         port.running.add(ring)
 

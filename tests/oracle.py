@@ -17,7 +17,9 @@ from typing import Protocol
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 NO_INTERRUPT = NO_NOTIFY = 1
-MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, VERSION_1 = 15, 28, 29, 32
+MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_PACKED = 15, 28, 29, 32, 34
+AVAIL, USED = 1 << 7, 1 << 15
+ENABLE, DISABLE, AT_DESCRIPTOR = 0, 1, 2
 PAGE = mmap.PAGESIZE
 
 
@@ -116,10 +118,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Chain:
-    """A walked chain."""
+    """A walked chain: its head (split) or buffer id (packed), and how many descriptors of the ring it takes."""
 
     head: int
     segments: tuple[Segment, ...]
+    slots: int = 1
 
     @property
     def length(self) -> int:
@@ -226,6 +229,129 @@ class ReferenceRing:
             self.memory.write(self._used, struct.pack("<H", 0 if wanted else NO_NOTIFY))
 
 
+@dataclass(frozen=True)
+class Place:
+    """A descriptor of a packed ring, and the wrap counter of who is there (2.8.1)."""
+
+    index: int
+    wrap: int
+
+
+class PackedRing:
+    """The device's side of one packed virtqueue (virtio 1.2, 2.8), begun anew or where `base` says."""
+
+    def __init__(self, memory: Memory, vring: VringLike, features: int, base: int = 0x8000) -> None:
+        self.memory, self.vring, self.features = memory, vring, features
+        self._desc = memory.gpa_of_uva(vring.desc_uva, 16 * vring.num)
+        self._driver = memory.gpa_of_uva(vring.avail_uva, 4)
+        self._device = memory.gpa_of_uva(vring.used_uva, 4)
+        self.place = Place(base & 0x7FFF, base >> 15 & 1)
+        """Where the next chain is, and where it is given back: all that was taken has been used."""
+        self._unpublished: list[tuple[int, bytes]] = []
+        self._since: list[Place] | None = None  # places used since the driver was last considered for a call
+
+    def after(self, place: Place, n: int) -> Place:
+        """The place `n` descriptors on (2.8.1: at the end of the ring the wrap counter changes)."""
+        for _ in range(n):
+            at_end = place.index + 1 == self.vring.num
+            place = Place(0, 1 - place.wrap) if at_end else Place(place.index + 1, place.wrap)
+        return place
+
+    def _entry(self, gpa: int) -> tuple[int, int, int, int]:
+        addr, length, number, flags = struct.unpack("<QIHH", self.memory.read(gpa, 16))
+        return addr, length, number, flags
+
+    def _available(self, place: Place) -> bool:
+        flags = self._entry(self._desc + 16 * place.index)[3]
+        return bool(flags & AVAIL) == bool(place.wrap) and bool(flags & USED) != bool(place.wrap)
+
+    def peek(self, ahead: int = 0) -> Chain | None:
+        """The next chain, or the one `ahead` chains after it; it stays available."""
+        place = self.place
+        for number in range(ahead + 1):
+            if not self._available(place):
+                return None
+            chain = self._walk(place)
+            if number == ahead:
+                return chain
+            place = self.after(place, chain.slots)
+        raise AssertionError
+
+    def _walk(self, place: Place) -> Chain:
+        segments: list[Segment] = []
+        slots = 0
+        while True:
+            addr, length, number, flags = self._entry(self._desc + 16 * place.index)
+            if flags & INDIRECT:
+                if slots or flags & NEXT:  # 2.8.19: a list is in the ring or in a table, never in both
+                    raise RingError("indirect_next")
+                for at in range(0, self._checked_table(addr, length), 16):
+                    entry, size, _, entry_flags = self._entry(addr + at)
+                    if entry_flags & INDIRECT:
+                        raise RingError("indirect_refused")
+                    self._add(segments, entry, size, entry_flags)  # 2.8.7: of the flags only WRITE counts
+            else:
+                self._add(segments, addr, length, flags)
+            slots += 1
+            if not flags & NEXT or flags & INDIRECT:
+                break
+            place = self.after(place, 1)
+        if number >= self.vring.num:  # 2.8.6: the last one's id counts
+            raise RingError("id_range")
+        return Chain(number, tuple(segments), slots)
+
+    def _add(self, segments: list[Segment], addr: int, length: int, flags: int) -> None:
+        if len(segments) == self.vring.num:  # 2.8.6: no list is longer than the ring
+            raise RingError("chain_long")
+        self.memory.read(addr, length)
+        segments.append(Segment(addr, length, bool(flags & WRITE)))
+
+    def _checked_table(self, addr: int, length: int) -> int:
+        if not self.features >> INDIRECT_DESC & 1:
+            raise RingError("indirect_refused")
+        if length == 0 or length % 16 or length // 16 > self.vring.num:
+            raise RingError("indirect_size")
+        try:
+            self.memory.read(addr, length)
+        except RingError as error:
+            raise RingError("indirect_address") from error
+        return length
+
+    def use(self, chain: Chain, written: int) -> None:
+        """Give the next chain back, unpublished: where it began (2.8.2), WRITE if something was written (2.8.4)."""
+        flags = (AVAIL | USED if self.place.wrap else 0) | (WRITE if written else 0)
+        gpa = self._desc + 16 * self.place.index + 8
+        self._unpublished.append((gpa, struct.pack("<IHH", written, chain.head, flags)))
+        if self._since is not None:
+            self._since += [self.after(self.place, i) for i in range(chain.slots)]
+        self.place = self.after(self.place, chain.slots)
+
+    def publish(self) -> bool:
+        """Show what was used, the first one last, and call the driver if it wants that (2.8.10): whether it was."""
+        for gpa, data in reversed(self._unpublished):
+            self.memory.write(gpa, data)
+        self._unpublished.clear()
+        position, flags = struct.unpack("<HH", self.memory.read(self._driver, 4))
+        wanted = bool(flags != DISABLE)
+        if flags == AT_DESCRIPTOR and self.features >> EVENT_IDX & 1:
+            event = Place(position & 0x7FFF, position >> 15)
+            wanted = self._since is None or event in self._since
+        self._since = []
+        if wanted:
+            os.eventfd_write(self.vring.call_fd, 1)
+        return wanted
+
+    def ask_for_kicks(self, wanted: bool) -> None:
+        """Kicks for the next chain, or none at all (2.8.14)."""
+        if not wanted:
+            self.memory.write(self._device + 2, struct.pack("<H", DISABLE))
+        elif self.features >> EVENT_IDX & 1:
+            position = self.place.index | self.place.wrap << 15
+            self.memory.write(self._device, struct.pack("<HH", position, AT_DESCRIPTOR))
+        else:
+            self.memory.write(self._device + 2, struct.pack("<H", ENABLE))
+
+
 class ReferenceDevice:
     """A network device without offloads (virtio 1.2, 5.1.6): takes frames from a guest and gives it some."""
 
@@ -236,11 +362,20 @@ class ReferenceDevice:
         tx: VringLike,
         features: int,
         *,
-        base: tuple[int, int] = (0, 0),
+        base: tuple[int, int] | None = None,
     ) -> None:
+        """`base` is where both rings go on, as SET_VRING_BASE says; by default they begin."""
         self.memory = Memory(regions)
-        self.rx = ReferenceRing(self.memory, rx, features, last_avail=base[0], used_idx=base[0])
-        self.tx = ReferenceRing(self.memory, tx, features, last_avail=base[1], used_idx=base[1])
+        self.rx: ReferenceRing | PackedRing
+        self.tx: ReferenceRing | PackedRing
+        if features >> RING_PACKED & 1:
+            rx_base, tx_base = base or (0x8000, 0x8000)
+            self.rx = PackedRing(self.memory, rx, features, rx_base)
+            self.tx = PackedRing(self.memory, tx, features, tx_base)
+        else:
+            rx_base, tx_base = base or (0, 0)
+            self.rx = ReferenceRing(self.memory, rx, features, last_avail=rx_base, used_idx=rx_base)
+            self.tx = ReferenceRing(self.memory, tx, features, last_avail=tx_base, used_idx=tx_base)
         self.mrg = bool(features >> MRG_RXBUF & 1)
         self.hdr_len = 12 if self.mrg or features >> VERSION_1 & 1 else 10
 

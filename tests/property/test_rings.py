@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -20,9 +20,11 @@ from pvswitch.driver import Desc, Driver, DriverConf, Layout
 from tests.bench_switch import (
     ANY_LAYOUT,
     EVENT_IDX,
+    IN_ORDER,
     INDIRECT,
     MODERN,
     MRG_RXBUF,
+    PACKED,
     RX,
     TX,
     VERSION_1,
@@ -42,6 +44,15 @@ FEATURES = [
     MRG_RXBUF | ANY_LAYOUT,
     ANY_LAYOUT,
 ]
+OTHER_FORMATS = [
+    MODERN | IN_ORDER,
+    MODERN | PACKED,
+    MODERN | PACKED | IN_ORDER,
+    (MODERN | PACKED) & ~EVENT_IDX,
+    (MODERN | PACKED | IN_ORDER) & ~MRG_RXBUF,
+    VERSION_1 | PACKED,
+]
+"""Of rings; what is illegal in packed ones is in test_rings_packed.py."""
 QUEUE = 16
 LATCHED = {
     "avail_jump": "the avail index moved by more than the ring's size",
@@ -55,6 +66,7 @@ LATCHED = {
     "indirect_address": "an indirect table is not inside one region of the shared memory",
     "rx_readable": "a receive chain has device-readable descriptors",
     "rx_short": "a receive chain is smaller than the virtio-net header",
+    "id_range": "a packed descriptor has a buffer id beyond the ring's size",
 }
 
 
@@ -63,7 +75,9 @@ def frame_of(length: int, seed: int = 0) -> bytes:
 
 
 def reference(guest: Driver) -> ReferenceDevice:
-    return ReferenceDevice(guest.regions(), guest.vring(RX), guest.vring(TX), guest.features)
+    """It goes on where the guest's rings stand."""
+    base = (guest.vring_base(RX) & 0xFFFF, guest.vring_base(TX) & 0xFFFF)
+    return ReferenceDevice(guest.regions(), guest.vring(RX), guest.vring(TX), guest.features, base=base)
 
 
 def memory_of(guest: Driver) -> list[bytearray]:
@@ -81,8 +95,11 @@ def blank(guest: Driver, memory: list[bytearray], uva: int, length: int) -> None
 
 
 def blank_wishes(guest: Driver, memory: list[bytearray], ring: int) -> None:
-    """Forget how the device asks for kicks: used->flags and avail_event are its own business."""
+    """Forget how the device asks for kicks: used->flags and avail_event, or its event area, are its own business."""
     v = guest.vring(ring)
+    if guest.features & PACKED:
+        blank(guest, memory, v.used_uva, 4)
+        return
     blank(guest, memory, v.used_uva, 2)
     blank(guest, memory, v.used_uva + 4 + 8 * v.num, 2)
 
@@ -105,15 +122,21 @@ def switch_with(a: DriverConf, b: DriverConf | None = None) -> Iterator[BenchSwi
 @st.composite
 def layouts(draw: st.DrawFn, features: int, longest: int) -> Layout | None:
     cuts = draw(st.lists(st.integers(1, longest), max_size=8, unique=True).map(sorted))
+    packed, in_order = bool(features & PACKED), bool(features & IN_ORDER)
     indirect = bool(features & INDIRECT) and draw(st.booleans())
-    direct = draw(st.integers(0, 3)) if indirect else 0
-    return Layout(tuple(cuts), indirect, direct, draw(st.booleans()), draw(st.booleans()))
+    direct = draw(st.integers(0, 3)) if indirect and not packed else 0
+    shuffle = (packed or not in_order) and draw(st.booleans())
+    return Layout(tuple(cuts), indirect, direct, shuffle, draw(st.booleans()))
 
 
 @st.composite
 def shapes(draw: st.DrawFn) -> DriverConf:
+    features = draw(st.sampled_from(FEATURES + OTHER_FORMATS))
     conf = guest_conf(
-        draw(st.sampled_from(FEATURES)), queue_size=QUEUE, tx_buf_size=12_000, seed=draw(st.integers(1, 9))
+        features,
+        queue_size=draw(st.sampled_from([11, QUEUE])) if features & PACKED else QUEUE,
+        tx_buf_size=12_000,
+        seed=draw(st.integers(1, 9)),
     )
     regions = draw(st.integers(1, 4))
     return replace(
@@ -130,17 +153,24 @@ def shapes(draw: st.DrawFn) -> DriverConf:
 def test_every_legal_layout_arrives_as_the_reference_device_says(
     data: st.DataObject, conf_a: DriverConf, conf_b: DriverConf
 ) -> None:
-    """What the reference device reads from a's ring is what b gets, byte for byte, in b's whole memory."""
+    """What the reference device reads from a's ring is what b gets, byte for byte, in b's whole memory.
+
+    And b is called when the reference device calls its twin.
+    """
     with switch_with(conf_a, conf_b) as switch, closing(Driver(conf_b)) as twin, closing(reference(twin)) as device:
         a, b = switch.ports["a"].guest, switch.ports["b"].guest
-        for _ in range(data.draw(st.integers(1, 12))):
+        switch.settle()
+        device.rx.publish()
+        assert [called(b), called(twin)] == [True, True]  # when their rings start
+        for _ in range(data.draw(st.integers(1, 20))):
             rx_layout = data.draw(layouts(conf_b.features, conf_b.rx_buf_size))
             posted = data.draw(st.integers(0, QUEUE))
             assert switch.post("b", posted, rx_layout) == twin.rx_fill(posted, layout=rx_layout)
+            for wish in data.draw(st.lists(st.sampled_from([Driver.arm, Driver.disarm]), max_size=1)):
+                assert wish(b, RX) == wish(twin, RX)
             frame = frame_of(data.draw(st.integers(14, 200) | st.sampled_from([1514, 2036, 2037, 9014])))
             switch.send("a", frame, data.draw(layouts(conf_a.features, len(frame))))
             with closing(reference(a)) as reader:
-                reader.tx.last_avail = reader.tx.used_idx = a.used_idx(TX)
                 reader.tx.publish = lambda: False  # type: ignore[method-assign]
                 reader.tx.use = lambda chain, written: None  # type: ignore[method-assign]
                 header, seen = reader.take() or (b"", b"")
@@ -150,11 +180,18 @@ def test_every_legal_layout_arrives_as_the_reference_device_says(
             # The net header is zero but for num_buffers, which the reference device writes too.
             if not device.give(seen):
                 assert switch.counters("b").tx_drops != drops
-            os.eventfd_write(b.vring(RX).call_fd, 1)  # so that both guests may look without being called
+            assert called(b) == called(twin)
             assert_same_memory(b, twin)
             assert switch.received("b") == received(twin)
             assert a.tx_reap() == 1
         assert [p.handle.broken() for p in switch.ports.values()] == [None, None]
+
+
+def called(guest: Driver) -> bool:
+    """Has the guest been called about received frames since the last time?"""
+    with suppress(BlockingIOError):
+        return os.eventfd_read(guest.vring(RX).call_fd) > 0
+    return False
 
 
 def received(guest: Driver) -> list[bytes]:
@@ -175,7 +212,7 @@ def assert_same_memory(guest: Driver, twin: Driver) -> None:
     assert memories[0] == memories[1]
 
 
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("features", FEATURES + OTHER_FORMATS)
 def test_a_burst_longer_than_the_worker_takes_at_once(features: int) -> None:
     """As many frames as the ring holds, twice round the index's 16 bits: in order, none lost."""
     with switch_with(
@@ -443,10 +480,16 @@ def test_an_illegal_receive_ring_breaks_its_own_port_and_nothing_else(data: st.D
 
 
 def assert_written_in_buffers_only(guest: Driver, before: list[bytearray], chains: list[Chain], frame: bytes) -> None:
-    """Besides the used ring, only the first header-plus-frame bytes of the chains taken may have changed."""
+    """Besides what is the device's, only the first header-plus-frame bytes of the chains taken may have changed.
+
+    That is the used ring, or in a packed ring its event area and the second half of each descriptor.
+    """
     after, v, left = memory_of(guest), guest.vring(RX), guest.hdr_len + len(frame)
+    packed = bool(guest.features & PACKED)
     for memory in (before, after):
-        blank(guest, memory, v.used_uva, 4 + 8 * v.num + 2)
+        blank(guest, memory, v.used_uva, 4 if packed else 4 + 8 * v.num + 2)
+        for i in range(v.num if packed else 0):
+            blank(guest, memory, v.desc_uva + 16 * i + 8, 8)
     for chain in chains:
         for segment in chain.segments:
             part = min(left, segment.length)
