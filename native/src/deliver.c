@@ -158,6 +158,8 @@ deliver_list(struct pvs_worker *w, struct pvs_destination *d, bool wait)
         pvs_ring_broken(w, ring, delivery->broken);
     else if (delivery->packets == 0)
         pvs_ring_lost(w, ring);
+    if (delivery->packets == 0)
+        d->direct = 0; /* whether the ring takes anything yet is to be looked at */
     d->n = 0;
     return true;
 }

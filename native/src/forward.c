@@ -302,13 +302,13 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
         }
         bool followed = done + 1 < n && f[1].parsed.dst == f->parsed.dst;
         if (f->malformed) {
-            /* it is counted, and goes nowhere */
+            /* it is counted, and goes nowhere; one that waited half delivered may have become one */
+            from->progress.done = 0;
         } else if (plain && (d = go_directly(w, fdb, done, source)) != NULL) {
             if (followed)
                 way = (struct way){ .dst = f->parsed.dst, .src = source, .mtu = d->mtu, .n = 1, .first = d };
         } else if (forward_one(w, done, from, &source)) {
-            if (w->verdict.learn)
-                way.n = 0; /* what the FDB said before is over */
+            way.n = 0; /* it may have changed what the FDB says, or broken a receiver */
             if (followed)
                 note_way(w, &way, done);
             from->progress.done = 0; /* it was the frame's that has left */

@@ -380,3 +380,71 @@ TEST(fdb_agrees_with_a_plain_model)
     }
     pvs_fdb_destroy(fdb);
 }
+
+/* ---- places ---- */
+
+TEST(fdb_a_place_stays_an_addresss_place)
+{
+    struct pvs_fdb_place place, other;
+    uint32_t old, port;
+    bool is_static;
+
+    open_fdb(2000, 300);
+    place = pvs_fdb_place(fdb, 77, 0);
+    CHECK_EQ(pvs_fdb_look(fdb, &place, 10, &port, &is_static), PVS_FDB_UNKNOWN);
+    for (uint32_t i = 1000; i < 2900; i++)
+        CHECK_EQ(learn(i, 3, 10, NULL), PVS_LEARN_NEW);
+    CHECK_EQ(learn(77, 5, 10, NULL), PVS_LEARN_NEW);
+    CHECK_EQ(pvs_fdb_look(fdb, &place, 10, &port, &is_static), PVS_FDB_FRESH);
+    CHECK_EQ(port, ref(5));
+    CHECK(!is_static);
+    CHECK_EQ(learn(77, 6, 11, &old), PVS_LEARN_MOVED);
+    CHECK_EQ(pvs_fdb_find_at(fdb, &place, 12).state, PVS_FDB_STALE);
+    CHECK_EQ(pvs_fdb_find_at(fdb, &place, 12).port_ref, ref(6));
+    CHECK_EQ(pvs_fdb_find_at(fdb, &place, 311).state, PVS_FDB_STALE);
+    CHECK_EQ(pvs_fdb_find_at(fdb, &place, 312).state, PVS_FDB_UNKNOWN); /* aged */
+    CHECK_EQ(set_static(77, 8), 0);
+    CHECK_EQ(pvs_fdb_look(fdb, &place, 1000, &port, &is_static), PVS_FDB_FRESH);
+    CHECK(is_static);
+    CHECK_EQ(port, ref(8));
+    other = pvs_fdb_place(fdb, 77, 9); /* in another VLAN it is another address */
+    CHECK_EQ(pvs_fdb_find_at(fdb, &other, 1000).state, PVS_FDB_UNKNOWN);
+    CHECK_EQ(pvs_fdb_remove(fdb, mac_bytes(77), 0), 0);
+    CHECK_EQ(pvs_fdb_find_at(fdb, &place, 1000).state, PVS_FDB_UNKNOWN);
+    pvs_fdb_prefetch(fdb, &place);
+    pvs_fdb_destroy(fdb);
+}
+
+TEST(fdb_all_places_know_their_own_addresses)
+{
+    enum { MACS = 1500 };
+    static struct pvs_fdb_place place[MACS];
+
+    open_fdb(MACS, 0);
+    for (uint32_t i = 0; i < MACS; i++) {
+        place[i] = pvs_fdb_place(fdb, 0x020000000000ULL + i, 0);
+        pvs_fdb_prefetch(fdb, &place[i]);
+    }
+    for (uint32_t i = 0; i < MACS; i++)
+        CHECK_EQ(learn(0x020000000000ULL + i, i % 7, 0, NULL), PVS_LEARN_NEW);
+    for (uint32_t i = 0; i < MACS; i++) {
+        pvs_fdb_prefetch(fdb, &place[i]);
+        CHECK_EQ(pvs_fdb_find_at(fdb, &place[i], 0).state, PVS_FDB_FRESH);
+        CHECK_EQ(pvs_fdb_find_at(fdb, &place[i], 0).port_ref, ref(i % 7));
+    }
+    pvs_fdb_destroy(fdb);
+}
+
+TEST(fdb_is_large_beyond_1024_entries)
+{
+    open_fdb(5000, 0);
+    CHECK(!pvs_fdb_is_large(fdb)); /* what it has room for doesn't matter */
+    for (uint32_t i = 1; i <= 1024; i++)
+        CHECK_EQ(learn(i, 1, 0, NULL), PVS_LEARN_NEW);
+    CHECK(!pvs_fdb_is_large(fdb));
+    CHECK_EQ(learn(1025, 1, 0, NULL), PVS_LEARN_NEW);
+    CHECK(pvs_fdb_is_large(fdb));
+    CHECK_EQ(pvs_fdb_remove(fdb, mac_bytes(7), 0), 0);
+    CHECK(!pvs_fdb_is_large(fdb));
+    pvs_fdb_destroy(fdb);
+}

@@ -214,6 +214,30 @@ TEST_EACH_RING(link_local_frames_stay_unless_forward_bpdu)
     close_and_check();
 }
 
+/* ---- what is read of a frame ---- */
+
+TEST(both_addresses_and_the_type_are_read_whole)
+{
+    struct pvs_frame f = { .len = 14, .head_len = 14 };
+
+    for (uint32_t shift = 0; shift < 2; shift++) { /* with and without the highest bit of each byte */
+        for (uint32_t i = 0; i < 14; i++)
+            f.head[i] = (uint8_t)(0x71 + i + (i % 2 == shift ? 0x80 : 0));
+        memset(f.head + 14, 0xee, 8); /* beyond the frame */
+        CHECK(pvs_parse(&f));
+        CHECK_EQ(f.parsed.dst, pvs_mac_load(f.head));
+        CHECK_EQ(f.parsed.src, pvs_mac_load(f.head + 6));
+        CHECK_EQ(f.parsed.dst, shift == 0 ? 0xf172f374f576 : 0x71f273f475f6);
+        CHECK_EQ(f.parsed.src, shift == 0 ? 0xf778f97afb7c : 0x77f879fa7bfc);
+        CHECK_EQ(f.parsed.ethertype, shift == 0 ? 0xfd7e : 0x7dfe);
+        CHECK_EQ(f.parsed.l3_offset, 14);
+        CHECK(!f.malformed);
+    }
+    f.len = 13;
+    CHECK(!pvs_parse(&f));
+    CHECK(f.malformed);
+}
+
 /* ---- learning ---- */
 
 static uint32_t
@@ -331,6 +355,109 @@ TEST_EACH_RING(learning_has_a_budget_per_port_and_second)
     lab_poll(&lab, 1);
     CHECK_EQ(pvs_fdb_count(lab.fdb), LIMIT + 1);
     lab_close(&lab);
+}
+
+/* ---- in the middle of a burst ---- */
+
+TEST_EACH_RING(a_receiver_that_breaks_within_a_burst_changes_nothing_for_the_others)
+{
+    static const uint8_t request[12] = { 1 /* NEEDS_CSUM */, [6] = 34, [8] = 6 };
+    struct lab_conf conf = lab_conf_default(4);
+    struct pvs_event e;
+    uint32_t broken = 0;
+
+    conf.guest.features |= 1; /* CSUM: a request that no guest takes as it is goes at once */
+    lab_open(&lab, &conf);
+    lab_learn_all(&lab);
+    lab_fill(&lab, 2, 10);
+    lab_fill(&lab, 3, 10);
+    lab_post_bad(&lab, 1, 0);
+    uint64_t dropped = lab_sum(lab_counters(&lab, 1).tx_drop);
+    for (uint32_t i = 0; i < 7; i++) {
+        lab_udp(frame, i < 2 || i == 6 ? LAB_MAC(1) : LAB_BROADCAST, LAB_MAC(0), 1, 60);
+        frame[59] = (uint8_t)i;
+        CHECK_EQ(pvd_tx(lab.port[0].guest, 0, i == 1 ? request : NULL, frame, 60, NULL), 0);
+    }
+    pvd_kick(lab.port[0].guest, 1);
+    lab_poll(&lab, 2);
+    for (uint32_t i = 2; i < 6; i++) {
+        lab_udp(frame, LAB_BROADCAST, LAB_MAC(0), 1, 60);
+        frame[59] = (uint8_t)i;
+        lab_expect(&lab, 2, frame, 60);
+        lab_expect(&lab, 3, frame, 60);
+    }
+    lab_expect_nothing(&lab, 2);
+    lab_expect_nothing(&lab, 3);
+    CHECK_EQ(pvs_port_broken(lab.port[1].port), PVS_BROKEN_BAD_ADDRESS);
+    CHECK_EQ(lab_sum(lab_counters(&lab, 1).tx_drop), dropped + 3);
+    while (next_event(&e) == 1)
+        broken += e.kind == PVS_EV_BROKEN;
+    CHECK_EQ(broken, 1);
+    lab_close(&lab);
+}
+
+static uint64_t
+received_segments(void)
+{
+    return lab_counters(&lab, 1).value[PVS_C_tx_packets];
+}
+
+/* Three frames of four segments each to a port that is waited for; it has room for the first segment. */
+static void
+leave_half_delivered(void)
+{
+    enum { HOST_TSO4 = 11, LEN = 4054 };
+    static const uint8_t request[12] = { 1 /* NEEDS_CSUM */, 1 /* TCPv4 */, 54, 0, 0xe8, 3 /* 1000 */, 34, 0, 16, 0 };
+    struct lab_conf conf = lab_conf_default(2);
+    uint8_t mac[6];
+
+    conf.guest.features |= 1 | 1U << HOST_TSO4;
+    conf.guest.tx_buf_size = 8192;
+    lab_open(&lab, &conf);
+    pvs_mac_store(mac, LAB_MAC(1));
+    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[1].port)), 0);
+    lab.port[1].conf.backpressure_ms = 100;
+    lab_publish(&lab);
+    lab_fill(&lab, 1, 1);
+    lab_frame(frame, LAB_MAC(1), LAB_MAC(0), LEN, 9);
+    lab_udp(frame, LAB_MAC(1), LAB_MAC(0), 1, LEN);
+    frame[23] = 6;
+    frame[46] = 0x50; /* a TCP header of 20 bytes */
+    frame[47] = 0x10;
+    for (int i = 0; i < 3; i++)
+        CHECK_EQ(pvd_tx(lab.port[0].guest, 0, request, frame, LEN, NULL), 0);
+    pvd_kick(lab.port[0].guest, 1);
+    lab_poll(&lab, 2);
+    CHECK_EQ(received_segments(), 1);
+}
+
+static void
+go_on_and_close(uint64_t expected)
+{
+    lab_fill(&lab, 1, 20);
+    pvd_kick(lab.port[1].guest, 0);
+    lab_poll(&lab, 3);
+    CHECK_EQ(received_segments(), expected);
+    lab_check_port(&lab, 0);
+    lab_check_port(&lab, 1);
+    lab_close(&lab);
+}
+
+TEST_EACH_RING(a_frame_behind_one_that_waited_between_its_segments_arrives_whole)
+{
+    leave_half_delivered();
+    go_on_and_close(12);
+}
+
+TEST_EACH_RING(a_frame_behind_one_that_became_malformed_between_its_segments_arrives_whole)
+{
+    leave_half_delivered();
+    struct lab_piece first = lab_piece(&lab, 0, 1, 0);
+    uint8_t *header = pvd_ptr(lab.port[0].guest, first.addr, 12);
+    CHECK_EQ(header[1], 1);
+    header[1] = 77;
+    lab_fill(&lab, 1, 20);
+    go_on_and_close(1 + 8);
 }
 
 /* ---- a storm ---- */

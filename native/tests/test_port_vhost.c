@@ -285,6 +285,70 @@ TEST_EACH_RING(other_header_fields_are_hints_and_do_not_leave)
     close_and_check();
 }
 
+/* ---- requests that are passed on ---- */
+
+enum { F_CSUM = 0, F_HOST_TSO4 = 11, TCP_LEN = 4054 };
+
+/* A TCP frame to be cut, every field of whose request is different; what of it arrives where `rx` receives. */
+static void
+pass_on_request(uint64_t features, uint32_t rx_buf_size, const struct pvd_layout *rx, uint16_t num_buffers)
+{
+    static const uint8_t header[12] = { 1, 1 /* TCPv4 */, 7, 0, 0xe9, 3 /* 1001 */, 34, 0, 16, 0 };
+    static uint8_t received[TCP_LEN];
+    struct lab_conf conf = lab_conf_default(2);
+    struct pvd_rx_info info;
+
+    conf.guest.features =
+        features | lab_ring_features() | bit(F_CSUM) | bit(F_HOST_TSO4) | bit(PVD_F_GUEST_CSUM) | bit(PVD_F_GUEST_TSO4);
+    conf.guest.rx_buf_size = rx_buf_size;
+    conf.guest.tx_buf_size = 8192;
+    lab_open(&lab, &conf);
+    lab_frame(frame, LAB_MAC(1), LAB_MAC(0), TCP_LEN, 9);
+    lab_udp(frame, LAB_MAC(1), LAB_MAC(0), 1, TCP_LEN);
+    frame[23] = 6;
+    frame[46] = 0x50; /* a TCP header of 20 bytes */
+    frame[47] = 0x10;
+    CHECK(pvd_rx_fill(lab.port[1].guest, 0, 32, rx) > 0);
+    for (int i = 0; i < 3; i++)
+        CHECK_EQ(pvd_tx(lab.port[0].guest, 0, i == 1 ? NULL : header, frame, TCP_LEN, NULL), 0);
+    pvd_kick(lab.port[0].guest, 1);
+    lab_poll(&lab, 2);
+    for (int i = 0; i < 3; i++) {
+        bool asked = i != 1;
+        CHECK_EQ(pvd_rx(lab.port[1].guest, 0, received, sizeof received, &info), TCP_LEN);
+        CHECK(memcmp(received, frame, TCP_LEN) == 0);
+        CHECK_EQ(info.flags, asked);
+        CHECK_EQ(info.gso_type, asked);
+        CHECK_EQ(info.hdr_len, asked ? 54 : 0);
+        CHECK_EQ(info.gso_size, asked ? 1001 : 0);
+        CHECK_EQ(info.csum_start, asked ? 34 : 0);
+        CHECK_EQ(info.csum_offset, asked ? 16 : 0);
+        CHECK_EQ(info.num_buffers, num_buffers);
+    }
+    close_and_check();
+}
+
+static const struct pvd_layout HEADER_APART = { .n_cuts = 1, .cuts = { 12 } },
+                               BEHIND_HEAD = { .n_cuts = 1, .cuts = { 500 } };
+
+TEST_EACH_RING(a_request_is_passed_on_with_the_header_of_12_bytes)
+{
+    pass_on_request(MODERN, 8192, NULL, 1);
+    pass_on_request(MODERN, 8192, &HEADER_APART, 1);
+    pass_on_request(MODERN, 8192, &BEHIND_HEAD, 1);
+    pass_on_request(MODERN | bit(PVD_F_MRG_RXBUF), 8192, NULL, 1);
+    pass_on_request(MODERN | bit(PVD_F_MRG_RXBUF), 2048, NULL, 2);
+    pass_on_request(MODERN | bit(PVD_F_MRG_RXBUF), 1500, &BEHIND_HEAD, 3);
+}
+
+TEST(a_request_is_passed_on_with_the_header_of_10_bytes)
+{
+    static const struct pvd_layout legacy_apart = { .n_cuts = 1, .cuts = { 10 } };
+    pass_on_request(bit(PVD_F_ANY_LAYOUT), 8192, NULL, 1);
+    pass_on_request(bit(PVD_F_ANY_LAYOUT), 8192, &legacy_apart, 1);
+    pass_on_request(bit(PVD_F_ANY_LAYOUT), 8192, &BEHIND_HEAD, 1);
+}
+
 /* ---- the receiver ---- */
 
 TEST_EACH_RING(receiver_without_buffers_drops_as_full)
