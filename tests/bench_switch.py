@@ -334,4 +334,4 @@ class BenchSwitch:
 def guest_conf(features: int = MODERN, **conf: int | bool) -> DriverConf:
     """A small guest that posts buffers only when told."""
     small = DriverConf(features=features, queue_size=16, tx_buf_size=70_000, auto_refill=False)
-    return replace(small, **conf)  # type: ignore[arg-type]
+    return replace(small, **conf)  # type: ignore[arg-type]  # to mypy `conf` is one type

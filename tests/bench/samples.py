@@ -11,7 +11,7 @@ from pvswitch.bench.results import Results, Sample
 
 def case(name: str = "one", **more: object) -> Case:
     """A case whose work doesn't matter."""
-    return Case(name, f"what {name} is about", Circle(64), **more)  # type: ignore[arg-type]
+    return Case(name, f"what {name} is about", Circle(64), **more)  # type: ignore[arg-type]  # to mypy `more` is one type
 
 
 def samples(name: str, switch: str, figure: str, values: Sequence[float], part: str = "") -> list[Sample]:

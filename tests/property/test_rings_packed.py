@@ -24,21 +24,21 @@ from tests.bench_switch import (
     RX,
     TX,
     VERSION_1,
-    BenchSwitch,
     guest_conf,
 )
 from tests.oracle import AVAIL, NEXT, USED, WRITE, Chain, PackedRing, Place, ReferenceDevice, RingError
-from tests.oracle import INDIRECT as INDIRECT_FLAG
-from tests.property.test_rings import (
+from tests.property.illegal import (
     LATCHED,
     MAC_B,
     MAC_C,
-    TABLE,
+    assert_as_judged,
     assert_written_in_buffers_only,
     blank,
-    expected_at_c,
+    descriptor_words,
+    fill_scratch,
     frame_in,
     memory_of,
+    switch_with_evil,
 )
 
 FEATURES = [
@@ -68,31 +68,7 @@ class Illegal:
 
 @st.composite
 def descriptors(draw: st.DrawFn, guest: Driver, size: int, direction: int) -> PackedDesc:
-    """Mostly legal: the interesting rings are wrong in one place, behind much that is right."""
-    scratch, last = guest.scratch_gpa, guest.regions()[-1]
-    flags = direction | draw(st.sampled_from([0, 0, NEXT]))
-    addr, length = scratch + draw(st.integers(0, 700)), draw(st.sampled_from([0, 1, 10, 12, 13, 14, 26, 60, 100, 300]))
-    number = draw(st.integers(0, size - 1))
-    match draw(st.integers(0, 39)):
-        case 0:
-            addr = draw(st.sampled_from([0, last.gpa + 2 * last.size, last.gpa + last.size - 5, (1 << 64) - 8]))
-        case 1:
-            length = draw(st.sampled_from([0x10001, 0x7FFF_FFFF, 0xFFFF_FFFF]))
-        case 2:
-            flags ^= WRITE
-        case 3 | 11:
-            number = draw(st.integers(size, 65_535))
-        case 4:
-            flags |= INDIRECT_FLAG
-        case 5:
-            addr, length, flags = scratch + TABLE, draw(st.sampled_from([0, 8, 17, 16 * size + 16])), INDIRECT_FLAG
-        case 6:
-            addr, length, flags = scratch + TABLE, 16, INDIRECT_FLAG | NEXT
-        case 7:
-            addr, length, flags = last.gpa + last.size - 16, 32, INDIRECT_FLAG
-        case 8 | 9 | 10:
-            addr, length = scratch + TABLE, 16 * draw(st.integers(1, size))
-            flags = INDIRECT_FLAG | draw(st.sampled_from([0, WRITE]))
+    addr, length, flags, number = draw(descriptor_words(guest, size, direction, (0, 0, NEXT)))
     return PackedDesc(addr, length, number, flags)
 
 
@@ -112,7 +88,6 @@ def base_of(start: int, size: int) -> int:
 
 def write_ring(guest: Driver, ring: int, wrong: Illegal) -> None:
     """Put it into guest memory: net headers are found where zeros are, frames behind them."""
-    guest.memory(guest.scratch_gpa, 0x10000)[:] = bytes(64) + bytes(i % 251 for i in range(0x10000 - 64))
     raw = b"".join(
         d.addr.to_bytes(8, "little")
         + d.len.to_bytes(4, "little")
@@ -120,7 +95,7 @@ def write_ring(guest: Driver, ring: int, wrong: Illegal) -> None:
         + d.flags.to_bytes(2, "little")
         for d in wrong.table
     )
-    guest.memory(guest.scratch_gpa + TABLE, len(raw))[:] = raw
+    fill_scratch(guest, raw)
     size = guest.vring(ring).num
     for number, (desc, flip) in enumerate(zip(wrong.ring, wrong.flipped, strict=True)):
         base = base_of(wrong.start + number, size)
@@ -190,15 +165,7 @@ def test_an_illegal_packed_transmit_ring_breaks_its_own_port_and_nothing_else(
     data: st.DataObject, features: int, size: int
 ) -> None:
     conf = guest_conf(features, queue_size=size, tx_buf_size=256)
-    with BenchSwitch() as switch:
-        fdb = switch.add_bridge(limit=64)
-        for name in ("evil", "b", "c"):
-            switch.add_port(name, conf if name == "evil" else guest_conf(queue_size=256))
-        fdb.set_static(MAC_B, 0, switch.ports["b"].handle.ref)
-        fdb.set_static(MAC_C, 0, switch.ports["c"].handle.ref)
-        evil = switch.ports["evil"].guest
-        switch.post("b")
-        switch.post("c")
+    with switch_with_evil(conf) as (switch, evil):
         wrong = data.draw(illegal_rings(evil, 0))
         base = base_of(wrong.start, size)
         switch.stop_ring("evil", TX)
@@ -211,15 +178,8 @@ def test_an_illegal_packed_transmit_ring_breaks_its_own_port_and_nothing_else(
         switch.send("b", frame)
         switch.settle()
 
-        broken = switch.ports["evil"].handle.broken()
-        assert broken == (None if verdict.reason is None else LATCHED[verdict.reason])
-        seen = switch.counters("evil")
-        assert seen.rx_drops.get("malformed", 0) == verdict.frames.count(None)
-        assert seen.values["rx_packets"] == len(verdict.frames) - verdict.frames.count(None)
+        assert_as_judged(switch, verdict.frames, verdict.reason, frame)
         assert_given_back(evil, before, verdict)
-        assert [f for f in switch.received("c") if f != frame] == expected_at_c(verdict.frames)
-        assert switch.counters("c").values["tx_packets"] == len(expected_at_c(verdict.frames)) + 1
-        assert switch.ports["b"].guest.tx_reap() == 1
         stopped = switch.stop_ring("evil", TX)
         assert stopped == (verdict.behind.index | verdict.behind.wrap << 15) * 0x10001
         # Broken is for this life only.
@@ -280,12 +240,7 @@ def test_an_illegal_packed_receive_ring_breaks_its_own_port_and_nothing_else(
     data: st.DataObject, features: int, size: int
 ) -> None:
     conf = guest_conf(features, queue_size=size, tx_buf_size=256, rx_buf_size=256)
-    with BenchSwitch() as switch:
-        switch.add_bridge(limit=64)
-        for name in ("evil", "b", "c"):
-            switch.add_port(name, conf if name == "evil" else guest_conf(queue_size=256))
-        evil = switch.ports["evil"].guest
-        switch.post("c")
+    with switch_with_evil(conf) as (switch, evil):
         wrong = data.draw(illegal_rings(evil, WRITE))
         base = base_of(wrong.start, size)
         switch.stop_ring("evil", RX)
