@@ -9,8 +9,8 @@ from pvswitch.driver import Desc, Driver
 from tests.bench_switch import INDIRECT, MODERN, RX, TX, BenchSwitch, PortSetup, guest_conf
 from tests.oracle import INDIRECT as INDIRECT_FLAG
 from tests.oracle import NEXT, WRITE
+from tests.property.illegal import LATCHED, TABLE
 from tests.property.reference import SIZE_BINS
-from tests.property.test_rings import LATCHED, TABLE
 
 MAC_A, MAC_B = b"\x02\0\0\0\0\x0a", b"\x02\0\0\0\0\x0b"
 BROADCAST = b"\xff" * 6
