@@ -166,3 +166,12 @@ def pingpong(a: Driver, b: Driver, load: Load, count: int, interval: float = 0.0
     if result < 0:
         raise DriverError("the latency can't be measured", -result)
     return [None if value == 0xFFFF_FFFF_FFFF_FFFF else value for value in out]
+
+
+def line_trip(cpu: int, other: int, patience: float = 0.05) -> float:
+    """The shortest round trip in ns of a cache line between two processors; raises DriverError. See pvd_line_trip."""
+    out = ffi.new("double *")
+    result = lib.pvd_line_trip(cpu, other, int(patience * 1e9), out)
+    if result < 0:
+        raise DriverError(f"the distance of processors {cpu} and {other} can't be measured", -result)
+    return float(out[0])

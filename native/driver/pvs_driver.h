@@ -358,6 +358,11 @@ int pvd_pingpong(pvd_guest *a, pvd_guest *b, const struct pvd_gen_conf *conf, ui
  * `stop` 0, so that a run about to begin ends as well.
  */
 void pvd_stop(pvd_guest *guest, int stop);
+/*
+ * The round trip of a cache line between two processors, in ns: the shortest of many within the budget. 0; -EINVAL for a
+ * processor that isn't there, -ETIME when the two threads never ran at the same time.
+ */
+int pvd_line_trip(uint32_t cpu_a, uint32_t cpu_b, uint64_t budget_ns, double *ns);
 /* cdef end */
 
 #endif

@@ -8,13 +8,15 @@ ports only receive, until as many frames came back as were sent.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from pvswitch.bench.cases import Case, Circle
+from pvswitch.bench.cases import Circle
 from pvswitch.bench.errors import MissingPeer, NotOffered
-from pvswitch.bench.results import Sample
-from pvswitch.bench.switches import Running
+from pvswitch.bench.slices import Distance, measure_near
+from pvswitch.bench.switches import Running, Spent
 from pvswitch.bench.testpmd import Testpmd
 from pvswitch.guest import Guest
 from pvswitch.vhost_user.features import Feature
@@ -27,9 +29,15 @@ WARM_UP_SECONDS = 0.5
 DRAIN_SECONDS = 2.0
 
 
-async def circle(
-    running: Running, case: Case, work: Circle, switch: str, number: int, *, seconds: float, cpu: int
-) -> Sample:
+class Circled(NamedTuple):
+    """What a turn found: see `Sample`."""
+
+    figures: dict[str, float]
+    faults: tuple[str, ...]
+    seen: dict[str, int]
+
+
+async def circle(running: Running, work: Circle, distance: Distance, *, seconds: float, cpu: int) -> Circled:
     """Measure once; raises NotOffered where the generator or the ring format is missing."""
     if work.packed:
         await _require_packed(running.sockets[0])
@@ -40,26 +48,31 @@ async def circle(
         await generator.__aenter__()
     except MissingPeer as error:
         raise NotOffered(f"the generator is missing: {error}") from error
+
+    async def measure_one(seconds: float) -> tuple[float, Spent | None]:
+        await running.begin()
+        await generator.counters()
+        await asyncio.sleep(seconds)
+        pps = sum(port.rx_pps for port in await generator.counters())
+        return pps, await running.spent()
+
     try:
         await asyncio.sleep(START_SECONDS)
         await generator.command("set fwd io")
         await generator.command(f"set txpkts {work.size}")
         await generator.command(f"start tx_first {BURSTS}")
         await asyncio.sleep(WARM_UP_SECONDS)
-        await running.begin()
-        await generator.counters()
-        await asyncio.sleep(seconds)
-        pps = sum(port.rx_pps for port in await generator.counters())
-        spent = await running.spent()
+        slices = await measure_near(distance, measure_one, seconds)
         lost = await _lost(generator)
         await generator.quit()
     finally:
         await generator.kill()
+    pps = statistics.fmean(one for one, _ in slices.counting)
     figures = {"mpps": pps / 1e6, "gbits": pps * work.size * 8 / 1e9}
-    if spent is not None and spent.packets:
-        figures["cycles"] = spent.cycles / spent.packets
-    faults = (f"{lost:,} frames of testpmd were lost",) if lost else ()
-    return Sample(case.name, switch, number, figures, faults=faults)
+    spent = [one for _, one in slices.counting if one is not None]
+    if packets := sum(one.packets for one in spent):
+        figures["cycles"] = sum(one.cycles for one in spent) / packets
+    return Circled(figures, (f"{lost:,} frames of testpmd were lost",) if lost else (), slices.seen)
 
 
 async def _require_packed(socket: Path) -> None:

@@ -12,8 +12,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,6 +56,15 @@ class Outcome:
     def mpps(self) -> float:
         """Million frames received per second; of a flood: copies."""
         return self.measured * 1e3 / self.measured_ns if self.measured_ns else 0.0
+
+
+def total(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return several outcomes of the same traffic as one. Of a single one the latencies are kept."""
+    first, *more = outcomes
+    if not more:
+        return first
+    names = [item.name for item in fields(Outcome) if item.name not in ("copies", "p50_ns", "p99_ns")]
+    return Outcome(**{name: sum(getattr(one, name) for one in (first, *more)) for name in names}, copies=first.copies)
 
 
 def features(guests: Guests) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Self
 
 from pvswitch.bench.errors import BenchError
 
@@ -30,19 +31,33 @@ def machine_seconds() -> float:
 
 
 class Others:
-    """How much of the machine is used by others than the given processes, from now on."""
+    """How much of the machine is used by others than this process and the given ones, while the body of `with` runs.
+
+    It may be entered again and again: all times count together, so that the kernel's ticks even out.
+    """
 
     def __init__(self, *pids: int) -> None:
-        """Begin to count."""
+        """Nothing is counted yet."""
         self._pids = pids
-        self._began, self._before = time.monotonic(), self._spent()
+        self._spent = self._lasted = 0.0
 
-    def _spent(self) -> float:
-        return machine_seconds() - sum(cpu_seconds(pid) for pid in self._pids)
+    def __enter__(self) -> Self:
+        """Begin to count."""
+        self._count(-1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop counting."""
+        self._count(1)
+
+    def _count(self, sign: int) -> None:
+        own = time.process_time() + sum(cpu_seconds(pid) for pid in self._pids)
+        self._spent += sign * (machine_seconds() - own)
+        self._lasted += sign * time.monotonic()
 
     def cores(self) -> float:
-        """Return the processors that others have used meanwhile, to the kernel's tick: never less than 0."""
-        return max(0.0, (self._spent() - self._before) / (time.monotonic() - self._began))
+        """Return the processors that others have used, to the kernel's tick: never less than 0."""
+        return max(0.0, self._spent / self._lasted) if self._lasted else 0.0
 
 
 def siblings(cpu: int) -> str:

@@ -2,8 +2,8 @@
 """Going through the cases in turns: every switch in each case, all cases in each round, processes always fresh.
 
 The order is round, case, switch: what is compared is measured within seconds of each other, and the rounds are spread
-over the whole run, so that what the machine does meanwhile meets all alike. `Bench` is what a run has at hand. What
-can't be measured is noted with its reason, and the rest goes on.
+over the whole run, so that what the machine does meanwhile meets all alike. A turn of frames is measured in slices (see
+`slices`). `Bench` is what a run has at hand. What can't be measured is noted with its reason, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from pvswitch.bench.cases import (
 )
 from pvswitch.bench.circle import circle
 from pvswitch.bench.errors import BenchError, MissingPeer, NotOffered
-from pvswitch.bench.generator import Generator, Outcome, faults
+from pvswitch.bench.generator import Generator, Outcome, faults, total
 from pvswitch.bench.machine import Others, cpu_seconds
 from pvswitch.bench.results import Results, Sample
+from pvswitch.bench.slices import Distance, measure_near
 from pvswitch.bench.streams import Boot, Labs, measure
-from pvswitch.bench.switches import SWITCHES, Running, Wanted
+from pvswitch.bench.switches import SWITCHES, Running, Spent, Wanted
 from pvswitch.errors import PvswitchError
 from pvswitch.vm import MissingTool, build_image, find_qemu
 
@@ -61,6 +62,14 @@ class Bench:
     seconds: float | None = None
     say: Callable[[str], None] = print
     _boot: Boot | None = field(default=None, init=False)
+    _distance: Distance | None = field(default=None, init=False)
+
+    @property
+    def distance(self) -> Distance:
+        """How far the two processors are apart."""
+        if self._distance is None:
+            self._distance = Distance(self.cpus)
+        return self._distance
 
     def boot(self) -> Boot:
         """Return what QEMU guests boot, made at the first call; raises NotOffered where there is no QEMU."""
@@ -142,29 +151,41 @@ async def _frames(turn: Turn, work: Frames) -> list[Sample]:
     async with _started(turn, _wanted(turn, work)) as (running, generator):
         await _ready(generator, running, work)
         await generator.run(work, WARM_UP_SECONDS)
-        await running.begin()
         others = Others(running.pid, generator.pid)
-        outcome = await generator.run(work, turn.seconds)
-        disturbed = others.cores()
-        spent = await running.spent()
-    figures = {"mpps": outcome.mpps, "gbits": outcome.mpps * work.size * 8 / 1e3}
-    if spent is not None and outcome.received:
-        figures["cycles"] = spent.cycles / outcome.received
-    if turn.case.loss_allowed and outcome.sent:
-        figures["loss"] = 100 * outcome.lost / (outcome.sent * outcome.copies)
-    return [turn.sample(figures, outcome, others=round(disturbed, 3))]
+
+        async def measure_one(seconds: float) -> tuple[Outcome, Spent | None]:
+            await running.begin()
+            with others:
+                outcome = await generator.run(work, seconds)
+            return outcome, await running.spent()
+
+        slices = await measure_near(turn.bench.distance, measure_one, turn.seconds)
+    counted = total(outcome for outcome, _ in slices.counting)
+    figures = {"mpps": counted.mpps, "gbits": counted.mpps * work.size * 8 / 1e3}
+    spent = [one for _, one in slices.counting if one is not None]
+    if spent and counted.received:
+        figures["cycles"] = sum(one.cycles for one in spent) / counted.received
+    if turn.case.loss_allowed and counted.sent:
+        figures["loss"] = 100 * counted.lost / (counted.sent * counted.copies)
+    whole = total(outcome for outcome, _ in slices.all)
+    return [turn.sample(figures, whole, others=round(others.cores(), 3), **slices.seen)]
 
 
 async def _latency(turn: Turn, work: Latency) -> list[Sample]:
     frames = work.frames
     async with _started(turn, _wanted(turn, frames)) as (running, generator):
         await _ready(generator, running, frames)
-        full = await generator.run(frames, max(WARM_UP_SECONDS, turn.seconds / 2))
-        outcome = await generator.run(frames, turn.seconds, rate_pps=int(full.mpps * 1e6 * work.share))
+
+        async def measure_one(seconds: float) -> Outcome:
+            full = await generator.run(frames, max(WARM_UP_SECONDS, seconds / 2))
+            return await generator.run(frames, seconds, rate_pps=int(full.mpps * 1e6 * work.share))
+
+        slices = await measure_near(turn.bench.distance, measure_one, turn.seconds, longest=turn.seconds)
+    outcome = slices.counting[-1]
     figures = {"mpps": outcome.mpps}
     if outcome.p50_ns is not None and outcome.p99_ns is not None:
         figures |= {"p50_us": outcome.p50_ns / 1e3, "p99_us": outcome.p99_ns / 1e3}
-    return [turn.sample(figures, outcome)]
+    return [turn.sample(figures, total(slices.all), **slices.seen)]
 
 
 async def _circle(turn: Turn, work: Circle) -> list[Sample]:
@@ -173,7 +194,8 @@ async def _circle(turn: Turn, work: Circle) -> list[Sample]:
     if not turn.bench.huge:
         raise NotOffered("testpmd as generator needs hugepages: run this as root")
     async with SWITCHES[turn.switch](wanted) as running:
-        return [await circle(running, turn.case, work, turn.switch, turn.number, seconds=turn.seconds, cpu=generator)]
+        found = await circle(running, work, turn.bench.distance, seconds=turn.seconds, cpu=generator)
+    return [Sample(turn.case.name, turn.switch, turn.number, found.figures, faults=found.faults, seen=found.seen)]
 
 
 async def _streams(turn: Turn, labs: Labs) -> list[Sample]:
@@ -238,6 +260,7 @@ async def run(
     """Measure into `results`. With a budget of seconds no round begins that would end after it."""
     began = time.monotonic()
     longest = 0.0
+    await bench.distance.settle()
     for number in range(1, rounds + 1):
         start = time.monotonic()
         if budget is not None and start - began + longest > budget:
@@ -248,6 +271,7 @@ async def run(
                 if switch in switches and switch not in results.missing:
                     await _one(Turn(case, switch, number, bench), results)
         longest = max(longest, time.monotonic() - start)
+        results.machine["line"] = f"{bench.distance.nearest:.0f} ns there and back"
 
 
 async def _one(turn: Turn, results: Results) -> None:

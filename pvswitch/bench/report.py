@@ -11,6 +11,7 @@ from rich.table import Table
 from pvswitch.bench.cases import FIGURES, PVSWITCH, Case
 from pvswitch.bench.judge import AGREEMENT, Repeat, claims, standings
 from pvswitch.bench.results import Results
+from pvswitch.bench.slices import FAR
 from pvswitch.bench.stats import Verdict
 
 COLOURS = {
@@ -104,6 +105,7 @@ def _notes(results: Results, cases: Sequence[Case], console: Console) -> None:
             "measure again when nothing else runs",
             soft_wrap=True,
         )
+    _far(results, console)
     wrong = results.faults()
     if wrong:
         console.print("\n[red bold]FAULTS[/]: frames were not delivered as they have to be")
@@ -112,6 +114,18 @@ def _notes(results: Results, cases: Sequence[Case], console: Console) -> None:
         console.print(f"{sample.switch}, {where}: {fault.splitlines()[0]}", soft_wrap=True, markup=False)
     if len(wrong) > MAX_FAULTS:
         console.print(f"and {len(wrong) - MAX_FAULTS} more: see the JSON document")
+
+
+def _far(results: Results, console: Console) -> None:
+    """Say how often the two processors were far from each other."""
+    again = [sample for sample in results.samples if sample.seen.get("far")]
+    always = [sample for sample in again if not sample.seen["near"]]
+    if again:
+        console.print(
+            f"{len(again)} turns met processors far from each other (a cache line took over {FAR:g} times as long as "
+            f"at best), and measured those slices again; {len(always)} never met near ones, and count as they are",
+            soft_wrap=True,
+        )
 
 
 def comparison(found: Sequence[Repeat], console: Console) -> None:

@@ -41,7 +41,7 @@ class Sample:
 class Results:
     """All of a run. `missing` are switches by name, `left_out` cases and switches that don't go together."""
 
-    machine: Mapping[str, str] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)

@@ -12,7 +12,7 @@ import pytest
 
 from pvswitch.bench.cases import Guests
 from pvswitch.bench.errors import BenchError
-from pvswitch.bench.generator import Outcome, faults, features
+from pvswitch.bench.generator import Outcome, faults, features, total
 from pvswitch.bench.load import Flow, flows, mac
 from pvswitch.bench.machine import Others, pick_cpus
 from pvswitch.vhost_user.features import Feature
@@ -65,8 +65,16 @@ def test_what_others_take_of_the_machine_is_seen() -> None:
     busy = "import time; end = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass"
     with subprocess.Popen([sys.executable, "-c", busy]) as process:
         stranger, own = Others(), Others(process.pid)
-        time.sleep(0.5)
+        with stranger, own:
+            time.sleep(0.5)
         assert stranger.cores() - own.cores() > 0.2
+
+
+def test_outcomes_add_up() -> None:
+    both = total([replace(GOOD, lost=1, copies=7), replace(GOOD, lost=2, copies=7)])
+    assert (both.sent, both.lost, both.copies, both.p50_ns) == (2 * GOOD.sent, 3, 7, None)
+    assert both.mpps == GOOD.mpps
+    assert total([replace(GOOD, p50_ns=5)]).p50_ns == 5
 
 
 def test_order_may_be_lost_among_destinations() -> None:

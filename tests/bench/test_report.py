@@ -70,6 +70,16 @@ def test_turns_beside_others_are_counted() -> None:
     assert "2 turns shared the machine with others, which took more than 0.1 cores: measure again" in text
 
 
+def test_turns_with_far_processors_are_counted() -> None:
+    seen = [{"near": 4, "far": 0}, {"near": 4, "far": 2}, {"near": 0, "far": 1}]
+    found = Results(samples=[Sample("one", PVSWITCH, n, {"mpps": 1.0}, seen=words) for n, words in enumerate(seen)])
+    text = printed(lambda console: report.show(found, [case()], console))
+    assert "2 turns met processors far from each other" in text
+    assert "1 never met near ones" in text
+    del found.samples[1:]
+    assert "far from each other" not in printed(lambda console: report.show(found, [case()], console))
+
+
 def test_a_comparison_says_noise() -> None:
     first = results(samples("one", PVSWITCH, "mpps", [1.0, 2.0, 3.0]))
     second = results(samples("one", PVSWITCH, "mpps", [2.0, 3.0, 4.0]))
