@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pvswitch.driver import Driver, DriverError, ffi, lib
 
@@ -168,10 +168,18 @@ def pingpong(a: Driver, b: Driver, load: Load, count: int, interval: float = 0.0
     return [None if value == 0xFFFF_FFFF_FFFF_FFFF else value for value in out]
 
 
-def line_trip(cpu: int, other: int, patience: float = 0.05) -> float:
-    """The shortest round trip in ns of a cache line between two processors; raises DriverError. See pvd_line_trip."""
-    out = ffi.new("double *")
-    result = lib.pvd_line_trip(cpu, other, int(patience * 1e9), out)
+class Pace(NamedTuple):
+    """How fast two processors are, in ns: a loop on each, and a cache line there and back; see struct pvd_pace."""
+
+    one: float
+    other: float
+    line: float
+
+
+def pace(one: int, other: int, patience: float = 0.05) -> Pace:
+    """Measure two processors; raises DriverError, with ETIME when they are too busy. See pvd_pace_measure."""
+    out = ffi.new("struct pvd_pace *")
+    result = lib.pvd_pace_measure(one, other, int(patience * 1e9), out)
     if result < 0:
-        raise DriverError(f"the distance of processors {cpu} and {other} can't be measured", -result)
-    return float(out[0])
+        raise DriverError(f"the pace of processors {one} and {other} can't be measured", -result)
+    return Pace(out.a_ns, out.b_ns, out.line_ns)

@@ -358,11 +358,16 @@ int pvd_pingpong(pvd_guest *a, pvd_guest *b, const struct pvd_gen_conf *conf, ui
  * `stop` 0, so that a run about to begin ends as well.
  */
 void pvd_stop(pvd_guest *guest, int stop);
-/*
- * The round trip of a cache line between two processors, in ns: the shortest of many within the budget. 0; -EINVAL for a
- * processor that isn't there, -ETIME when the two threads never ran at the same time.
- */
-int pvd_line_trip(uint32_t cpu_a, uint32_t cpu_b, uint64_t budget_ns, double *ns);
+/* How fast two processors are at the moment, in ns: a loop of twelve additions on each, and the round trip of a cache line. */
+struct pvd_pace {
+    double a_ns;
+    double b_ns;
+    double line_ns;
+};
+
+/* By two threads, a millisecond when nothing else runs; the shortest of many tries counts. 0; -EINVAL for a processor that isn't
+ * there, -ETIME when the two threads didn't run at the same time. */
+int pvd_pace_measure(uint32_t cpu_a, uint32_t cpu_b, uint64_t patience_ns, struct pvd_pace *pace);
 /* cdef end */
 
 #endif

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pvswitch.bench.cases import Circle
 from pvswitch.bench.errors import MissingPeer, NotOffered
-from pvswitch.bench.slices import Distance, measure_near
+from pvswitch.bench.steady import Processors, measure_steady
 from pvswitch.bench.switches import Running, Spent
 from pvswitch.bench.testpmd import Testpmd
 from pvswitch.guest import Guest
@@ -37,7 +37,7 @@ class Circled(NamedTuple):
     seen: dict[str, int]
 
 
-async def circle(running: Running, work: Circle, distance: Distance, *, seconds: float, cpu: int) -> Circled:
+async def circle(running: Running, work: Circle, processors: Processors, *, seconds: float, cpu: int) -> Circled:
     """Measure once; raises NotOffered where the generator or the ring format is missing."""
     if work.packed:
         await _require_packed(running.sockets[0])
@@ -62,7 +62,7 @@ async def circle(running: Running, work: Circle, distance: Distance, *, seconds:
         await generator.command(f"set txpkts {work.size}")
         await generator.command(f"start tx_first {BURSTS}")
         await asyncio.sleep(WARM_UP_SECONDS)
-        slices = await measure_near(distance, measure_one, seconds)
+        slices = await measure_steady(processors, measure_one, seconds)
         lost = await _lost(generator)
         await generator.quit()
     finally:

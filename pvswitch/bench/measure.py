@@ -3,7 +3,7 @@
 
 The order is round, case, switch: what is compared is measured within seconds of each other, and the rounds are spread
 over the whole run, so that what the machine does meanwhile meets all alike. A turn of frames is measured in slices (see
-`slices`). `Bench` is what a run has at hand. What can't be measured is noted with its reason, and the rest goes on.
+`steady`). `Bench` is what a run has at hand. What can't be measured is noted with its reason, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pvswitch.bench.errors import BenchError, MissingPeer, NotOffered
 from pvswitch.bench.generator import Generator, Outcome, faults, total
 from pvswitch.bench.machine import Others, cpu_seconds
 from pvswitch.bench.results import Results, Sample
-from pvswitch.bench.slices import Distance, measure_near
+from pvswitch.bench.steady import SLICE_SECONDS, Processors, measure_steady
 from pvswitch.bench.streams import Boot, Labs, measure
 from pvswitch.bench.switches import SWITCHES, Running, Spent, Wanted
 from pvswitch.errors import PvswitchError
@@ -62,14 +62,14 @@ class Bench:
     seconds: float | None = None
     say: Callable[[str], None] = print
     _boot: Boot | None = field(default=None, init=False)
-    _distance: Distance | None = field(default=None, init=False)
+    _processors: Processors | None = field(default=None, init=False)
 
     @property
-    def distance(self) -> Distance:
-        """How far the two processors are apart."""
-        if self._distance is None:
-            self._distance = Distance(self.cpus)
-        return self._distance
+    def processors(self) -> Processors:
+        """How the two processors do."""
+        if self._processors is None:
+            self._processors = Processors(self.cpus)
+        return self._processors
 
     def boot(self) -> Boot:
         """Return what QEMU guests boot, made at the first call; raises NotOffered where there is no QEMU."""
@@ -159,7 +159,9 @@ async def _frames(turn: Turn, work: Frames) -> list[Sample]:
                 outcome = await generator.run(work, seconds)
             return outcome, await running.spent()
 
-        slices = await measure_near(turn.bench.distance, measure_one, turn.seconds)
+        # A receiver that is kept slow takes frames in bursts: it needs a while to show its rate.
+        longest = turn.seconds if work.rx_pps else SLICE_SECONDS
+        slices = await measure_steady(turn.bench.processors, measure_one, turn.seconds, longest)
     counted = total(outcome for outcome, _ in slices.counting)
     figures = {"mpps": counted.mpps, "gbits": counted.mpps * work.size * 8 / 1e3}
     spent = [one for _, one in slices.counting if one is not None]
@@ -180,7 +182,7 @@ async def _latency(turn: Turn, work: Latency) -> list[Sample]:
             full = await generator.run(frames, max(WARM_UP_SECONDS, seconds / 2))
             return await generator.run(frames, seconds, rate_pps=int(full.mpps * 1e6 * work.share))
 
-        slices = await measure_near(turn.bench.distance, measure_one, turn.seconds, longest=turn.seconds)
+        slices = await measure_steady(turn.bench.processors, measure_one, turn.seconds, turn.seconds)
     outcome = slices.counting[-1]
     figures = {"mpps": outcome.mpps}
     if outcome.p50_ns is not None and outcome.p99_ns is not None:
@@ -194,7 +196,7 @@ async def _circle(turn: Turn, work: Circle) -> list[Sample]:
     if not turn.bench.huge:
         raise NotOffered("testpmd as generator needs hugepages: run this as root")
     async with SWITCHES[turn.switch](wanted) as running:
-        found = await circle(running, work, turn.bench.distance, seconds=turn.seconds, cpu=generator)
+        found = await circle(running, work, turn.bench.processors, seconds=turn.seconds, cpu=generator)
     return [Sample(turn.case.name, turn.switch, turn.number, found.figures, faults=found.faults, seen=found.seen)]
 
 
@@ -260,7 +262,7 @@ async def run(
     """Measure into `results`. With a budget of seconds no round begins that would end after it."""
     began = time.monotonic()
     longest = 0.0
-    await bench.distance.settle()
+    await bench.processors.settle()
     for number in range(1, rounds + 1):
         start = time.monotonic()
         if budget is not None and start - began + longest > budget:
@@ -271,7 +273,7 @@ async def run(
                 if switch in switches and switch not in results.missing:
                     await _one(Turn(case, switch, number, bench), results)
         longest = max(longest, time.monotonic() - start)
-        results.machine["line"] = f"{bench.distance.nearest:.0f} ns there and back"
+        results.machine["cache line"] = f"{bench.processors.best.line:.0f} ns there and back"
 
 
 async def _one(turn: Turn, results: Results) -> None:

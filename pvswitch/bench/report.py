@@ -11,7 +11,6 @@ from rich.table import Table
 from pvswitch.bench.cases import FIGURES, PVSWITCH, Case
 from pvswitch.bench.judge import AGREEMENT, Repeat, claims, standings
 from pvswitch.bench.results import Results
-from pvswitch.bench.slices import FAR
 from pvswitch.bench.stats import Verdict
 
 COLOURS = {
@@ -105,7 +104,7 @@ def _notes(results: Results, cases: Sequence[Case], console: Console) -> None:
             "measure again when nothing else runs",
             soft_wrap=True,
         )
-    _far(results, console)
+    _disturbed(results, console)
     wrong = results.faults()
     if wrong:
         console.print("\n[red bold]FAULTS[/]: frames were not delivered as they have to be")
@@ -116,14 +115,14 @@ def _notes(results: Results, cases: Sequence[Case], console: Console) -> None:
         console.print(f"and {len(wrong) - MAX_FAULTS} more: see the JSON document")
 
 
-def _far(results: Results, console: Console) -> None:
-    """Say how often the two processors were far from each other."""
-    again = [sample for sample in results.samples if sample.seen.get("far")]
-    always = [sample for sample in again if not sample.seen["near"]]
+def _disturbed(results: Results, console: Console) -> None:
+    """Say how often the processors weren't at their best."""
+    again = [sample for sample in results.samples if sample.seen.get("disturbed")]
+    always = [sample for sample in again if not sample.seen["steady"]]
     if again:
         console.print(
-            f"{len(again)} turns met processors far from each other (a cache line took over {FAR:g} times as long as "
-            f"at best), and measured those slices again; {len(always)} never met near ones, and count as they are",
+            f"{len(again)} turns met processors that were far from each other, or shared with a neighbour, and "
+            f"measured those slices again; {len(always)} met no others, and count as they are",
             soft_wrap=True,
         )
 

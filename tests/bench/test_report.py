@@ -70,12 +70,12 @@ def test_turns_beside_others_are_counted() -> None:
     assert "2 turns shared the machine with others, which took more than 0.1 cores: measure again" in text
 
 
-def test_turns_with_far_processors_are_counted() -> None:
-    seen = [{"near": 4, "far": 0}, {"near": 4, "far": 2}, {"near": 0, "far": 1}]
+def test_turns_with_disturbed_slices_are_counted() -> None:
+    seen = [{"steady": 4, "disturbed": 0}, {"steady": 4, "disturbed": 2}, {"steady": 0, "disturbed": 1}]
     found = Results(samples=[Sample("one", PVSWITCH, n, {"mpps": 1.0}, seen=words) for n, words in enumerate(seen)])
     text = printed(lambda console: report.show(found, [case()], console))
-    assert "2 turns met processors far from each other" in text
-    assert "1 never met near ones" in text
+    assert "2 turns met processors that were far from each other" in text
+    assert "1 met no others" in text
     del found.samples[1:]
     assert "far from each other" not in printed(lambda console: report.show(found, [case()], console))
 
