@@ -20,8 +20,11 @@ CPUINFO = Path("/proc/cpuinfo")
 
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that all threads of the process have used, to the nanosecond (schedstat of proc(5))."""
-    tasks = (Path("/proc") / str(pid) / "task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    total = 0
+    for task in (Path("/proc") / str(pid) / "task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
 def machine_seconds() -> float:

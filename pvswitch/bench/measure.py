@@ -3,7 +3,8 @@
 
 The order is round, case, switch: what is compared is measured within seconds of each other, and the rounds are spread
 over the whole run, so that what the machine does meanwhile meets all alike. A turn of frames is measured in slices (see
-`steady`). `Bench` is what a run has at hand. What can't be measured is noted with its reason, and the rest goes on.
+`steady`); one without a steady slice is taken again at the end of its round. `Bench` is what a run has at hand. What
+can't be measured is noted with its reason, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ TRIPS = 20
 IDLE_SETTLE_SECONDS = 1.0
 # Turns that a peer may fail in a case before it isn't asked for it any more.
 MAX_FAILURES = 2
+# How often a turn that met no steady slice is taken again, at the end of its round.
+REPEATS = 2
 
 
 @dataclass
@@ -268,35 +271,46 @@ async def run(
         if budget is not None and start - began + longest > budget:
             bench.say(f"{number - 1} of {rounds} rounds: there is no time for more")
             return
-        for case in cases:
-            for switch in case.switches:
-                if switch in switches and switch not in results.missing:
-                    await _one(Turn(case, switch, number, bench), results)
+        turns = [
+            Turn(case, switch, number, bench)
+            for case in cases
+            for switch in case.switches
+            if switch in switches and switch not in results.missing
+        ]
+        for _ in range(1 + REPEATS):
+            turns = [turn for turn in turns if not await _one(turn, results)]
+            if budget is not None and time.monotonic() - began > budget:
+                break
         longest = max(longest, time.monotonic() - start)
         results.machine["cache line"] = f"{bench.processors.best.line:.0f} ns there and back"
 
 
-async def _one(turn: Turn, results: Results) -> None:
-    """Give a switch its turn, and note what comes of it."""
+async def _one(turn: Turn, results: Results) -> bool:
+    """Give a switch its turn, and note what comes of it. False: it met no steady slice, and may be taken again."""
     name, switch = turn.case.name, turn.switch
     failures = results.failures(name, switch)
-    if switch in results.left_out.get(name, {}) or (switch != PVSWITCH and len(failures) >= MAX_FAILURES):
-        return
+    if (
+        switch in results.missing
+        or switch in results.left_out.get(name, {})
+        or (switch != PVSWITCH and len(failures) >= MAX_FAILURES)
+    ):
+        return True
     try:
         samples = await _measure(turn)
     except MissingPeer as error:
         results.missing[switch] = str(error)
         turn.bench.say(f"{switch} is left out: {error}")
-        return
+        return True
     except NotOffered as error:
         results.leave_out(name, switch, str(error))
         turn.bench.say(f"{name}: {switch} is left out: {error}")
-        return
+        return True
     except (PvswitchError, OSError, TimeoutError) as error:
         samples = [Sample(name, switch, turn.number, {}, faults=(str(error) or type(error).__name__,))]
-    results.samples += samples
+    results.take(samples)
     for sample in samples:
         turn.bench.say(_line(sample))
+    return all(sample.seen.get("steady") != 0 for sample in samples)
 
 
 def _line(sample: Sample) -> str:

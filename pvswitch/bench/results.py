@@ -7,8 +7,8 @@ The document is what `--json` writes and `--compare` reads. Its `format` rises w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +36,11 @@ class Sample:
     faults: tuple[str, ...] = ()
     seen: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def turn(self) -> tuple[str, str, int, str]:
+        """Whose it is: case, switch, round, and what was measured of it."""
+        return self.case, self.switch, self.round, self.part
+
 
 @dataclass
 class Results:
@@ -47,6 +52,16 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def take(self, samples: Sequence[Sample]) -> None:
+        """Add the samples of a turn, in the place of those of an earlier try; faults of that stay."""
+        for sample in samples:
+            for place, old in enumerate(self.samples):
+                if old.turn == sample.turn:
+                    self.samples[place] = replace(sample, faults=(*old.faults, *sample.faults))
+                    break
+            else:
+                self.samples.append(sample)
 
     def leave_out(self, case: str, switch: str, reason: str) -> None:
         """Note why a switch has no sample of a case."""

@@ -23,8 +23,8 @@ from pvswitch.generator import Pace, pace
 SHARED, FAR = 1.1, 2.0
 """A processor is shared, and two are far from each other, from so many times the shortest of this run on."""
 SLICE_SECONDS = 0.05
-# How long a turn may last beyond what it has to measure.
-PATIENCE_SECONDS = 4.0
+# How many times as long a turn may last beyond what it has to measure.
+PATIENCE = 4.0
 PAUSE_SECONDS = 0.01
 
 Found = TypeVar("Found")
@@ -92,7 +92,7 @@ async def measure_steady(
     """
     found: Slices[Found] = Slices()
     wanted = max(1, round(seconds / longest))
-    end = time.monotonic() + seconds + PATIENCE_SECONDS
+    end = time.monotonic() + seconds * (1 + PATIENCE)
     good = await processors.at_best()
     while len(found.steady) < wanted:
         late = time.monotonic() > end

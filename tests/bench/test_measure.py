@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,6 +113,42 @@ async def test_no_round_begins_that_would_end_after_the_budget(bench: Bench, mon
     monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: clock))
     seen, _ = await turns(bench, monkeypatch, [case()], behave, rounds=9, budget=75)
     assert seen[-1] == "3 one testpmd io"
+
+
+async def test_a_turn_without_a_steady_slice_is_taken_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of its round, twice at most; the figures are those of the last try, faults are those of all."""
+    tries = {OVS: 0, TESTPMD: 0}
+
+    async def pretend(turn: Turn) -> list[Sample]:
+        if turn.switch == PVSWITCH:
+            return [turn.sample({"mpps": 1.0}, steady=1)]
+        tries[turn.switch] += 1
+        steady = int(turn.switch == OVS and tries[OVS] == 2)
+        return [
+            replace(turn.sample({"mpps": tries[turn.switch]}, steady=steady), faults=(f"try {tries[turn.switch]}",))
+        ]
+
+    monkeypatch.setattr(measure, "_measure", pretend)
+    said: list[str] = []
+    bench.say = said.append
+    results = Results()
+    await measure.run([case(), case("two", switches=(PVSWITCH,))], ALL, bench, results, rounds=1)
+    order = [line.split()[2:4] for line in said]
+    assert order == [
+        ["one", "pvswitch"],
+        ["one", "OVS-DPDK"],
+        ["one", "testpmd"],
+        ["two", "pvswitch"],
+        ["one", "OVS-DPDK"],
+        ["one", "testpmd"],
+        ["one", "testpmd"],
+    ]
+    assert [(sample.switch, sample.figures["mpps"]) for sample in results.samples[:3]] == [
+        (PVSWITCH, 1.0),
+        (OVS, 2),
+        (TESTPMD, 3),
+    ]
+    assert results.samples[1].faults == ("try 1", "try 2")
 
 
 def test_a_turn_lasts_as_long_as_its_case_or_the_command_says(bench: Bench) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from pvswitch.bench import steady
 from pvswitch.bench.machine import pick_cpus
-from pvswitch.bench.steady import PATIENCE_SECONDS, Processors, Slices, measure_steady
+from pvswitch.bench.steady import PATIENCE, Processors, Slices, measure_steady
 from pvswitch.driver import DriverError
 from pvswitch.generator import Pace, pace
 
@@ -77,7 +77,7 @@ async def test_a_slice_that_begins_or_ends_badly_is_measured_again(clock: Simple
 async def test_patience_has_an_end(clock: SimpleNamespace) -> None:
     found = await measured(processors(BEST, BEST, FAR), clock)
     assert len(found.steady) == 1
-    assert clock.now == pytest.approx(0.2 + PATIENCE_SECONDS, abs=0.1)
+    assert clock.now == pytest.approx(0.2 * (1 + PATIENCE), abs=0.1)
     never = await measured(processors(None), clock)
     assert len(never.disturbed) == 1
     assert never.counting == never.disturbed
