@@ -109,10 +109,10 @@ class Repeat:
 
     @property
     def word(self) -> str:
-        """Whether the medians agree; where they don't, whether the runs' own intervals say that this is noise."""
+        """Whether the medians agree; where they don't, whether that is more than noise."""
         if abs(self.second.median - self.first.median) <= AGREEMENT * abs(self.first.median):
             return "agrees"
-        return "noise" if self.first.overlaps(self.second) else "differs"
+        return "differs" if self.first.differs(self.second) else "noise"
 
 
 def repeats(first: Results, second: Results, cases: Sequence[Case]) -> list[Repeat]:

@@ -122,7 +122,7 @@ def _disturbed(results: Results, console: Console) -> None:
     if again:
         console.print(
             f"{len(again)} turns met processors that were far from each other, or shared with a neighbour, and "
-            f"measured those slices again; {len(always)} met no others, and count as they are",
+            f"measured those slices again; {len(always)} met no others, and count only where there is nothing else",
             soft_wrap=True,
         )
 
@@ -145,8 +145,8 @@ def comparison(found: Sequence[Repeat], console: Console) -> None:
     console.print(made)
     counts = {word: sum(item.word == word for item in found) for word in WORDS}
     console.print(
-        f"\n{len(found)} figures: {counts['agrees']} agree within {AGREEMENT:.0%}; {counts['noise']} are apart, but the"
-        f" runs' intervals overlap: noise; {counts['differs']} differ by more than either run's interval.",
+        f"\n{len(found)} figures: {counts['agrees']} agree within {AGREEMENT:.0%}; {counts['noise']} are apart by "
+        f"no more than so few and so different rounds may be by chance: noise; {counts['differs']} differ.",
         soft_wrap=True,
         highlight=False,
     )

@@ -68,12 +68,17 @@ class Results:
         self.left_out.setdefault(case, {})[switch] = reason
 
     def values(self, case: str, switch: str, figure: str) -> dict[Turn, float]:
-        """Return a figure of a case by turn, as far as it was measured."""
-        return {
-            (sample.round, sample.part): sample.figures[figure]
+        """Return a figure of a case by turn, as far as it was measured.
+
+        Turns without a steady slice count only where there are no others.
+        """
+        found = [
+            sample
             for sample in self.samples
             if (sample.case, sample.switch) == (case, switch) and figure in sample.figures
-        }
+        ]
+        steady = [sample for sample in found if sample.seen.get("steady") != 0]
+        return {(sample.round, sample.part): sample.figures[figure] for sample in steady or found}
 
     def summary(self, case: str, switch: str, figure: str) -> Summary | None:
         """Return median and interval of a figure, or None where there is no sample."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
@@ -36,6 +36,8 @@ class Summary:
     median: float
     low: float
     high: float
+    count: int = field(default=0, compare=False)
+    """Of how many samples it is."""
 
     def __str__(self) -> str:
         """As in "2.41 (2.38 to 2.50)"."""
@@ -49,6 +51,14 @@ class Summary:
         """Whether the two intervals have a value in common."""
         return self.low <= other.high and other.low <= self.high
 
+    def differs(self, other: Summary) -> bool:
+        """Whether they are of different things, with `CONFIDENCE`.
+
+        So few samples may all lie on one side of the others by chance: two against three do so once in five times.
+        """
+        by_chance = 2 / math.comb(self.count + other.count, self.count)
+        return not self.overlaps(other) and by_chance <= 1 - CONFIDENCE
+
 
 def summary(values: Sequence[float]) -> Summary:
     """Return the median and the interval that holds the true one with `CONFIDENCE`, or all samples if they are few.
@@ -59,7 +69,7 @@ def summary(values: Sequence[float]) -> Summary:
     count = len(ordered)
     heads = [math.comb(count, number) / 2**count for number in range(count)]
     skip = max((k for k in range(count // 2) if 2 * sum(heads[: k + 1]) <= 1 - CONFIDENCE), default=0)
-    return Summary(statistics.median(ordered), ordered[skip], ordered[-1 - skip])
+    return Summary(statistics.median(ordered), ordered[skip], ordered[-1 - skip], count)
 
 
 def ratios(ours: Mapping[Key, float], theirs: Mapping[Key, float], *, more_is_better: bool = True) -> dict[Key, float]:

@@ -52,7 +52,7 @@ def test_the_document_has_every_sample_and_its_summaries(tmp_path: Path) -> None
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["format"] == 1
     assert len(document["samples"]) == 4
-    assert document["summaries"]["one"][PVSWITCH]["mpps"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert document["summaries"]["one"][PVSWITCH]["mpps"] == {"median": 2.0, "low": 1.0, "high": 3.0, "count": 3}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "samples": [{"x": 1}]}', "ports: {}"])
@@ -83,3 +83,11 @@ def test_faults_and_failures_are_found_by_switch() -> None:
     assert (found.failures("one", OVS), found.failures("one", PVSWITCH)) == (["it ended"], [])
     assert found.summary("one", PVSWITCH, "mpps") == Summary(1.0, 1.0, 1.0)
     assert found.summary("one", OVS, "mpps") is None
+
+
+def test_turns_without_a_steady_slice_count_only_where_there_are_no_others() -> None:
+    seen = [{"steady": 5}, {"steady": 0}, {}]
+    found = Results(samples=[Sample("one", PVSWITCH, n, {"mpps": n}, seen=words) for n, words in enumerate(seen)])
+    assert found.values("one", PVSWITCH, "mpps") == {(0, ""): 0, (2, ""): 2}
+    del found.samples[2], found.samples[0]
+    assert found.values("one", PVSWITCH, "mpps") == {(1, ""): 1}
