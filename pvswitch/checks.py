@@ -29,6 +29,7 @@ def cross_errors(config: SwitchConfig) -> list[FieldError]:
         *_socket_errors(config),
         *_interface_errors(config),
         *_worker_errors(config),
+        *_vlan_errors(config),
     ]
 
 
@@ -145,4 +146,23 @@ def _worker_errors(config: SwitchConfig) -> list[FieldError]:
             for i, worker in enumerate(port.rxq_affinity)
             if worker >= workers
         ]
+    return errors
+
+
+def _vlan_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    for name, port in config.ports.items():
+        mode = port.vlan_mode or ("access" if port.tag is not None else "trunk")
+        if mode == "trunk" and port.tag is not None:
+            errors.append(FieldError(("ports", name, "tag"), "is not for trunks: use native-untagged, or leave it out"))
+        if mode != "trunk" and port.tag is None:
+            errors.append(FieldError(("ports", name, "tag"), f"is missing: {mode} ports have a VLAN of their own"))
+        if mode in ("access", "dot1q-tunnel") and port.trunks:
+            hint = "native-untagged" if mode == "access" else "cvlans for the customer's VLANs"
+            errors.append(
+                FieldError(("ports", name, "trunks"), f"is not for {mode} ports: use {hint}, or leave it out")
+            )
+        if mode != "dot1q-tunnel" and port.cvlans:
+            message = f"is for dot1q-tunnel ports only, and this is {mode}: use `trunks`, or leave it out"
+            errors.append(FieldError(("ports", name, "cvlans"), message))
     return errors

@@ -29,7 +29,7 @@ from pvswitch.model import (
     SwitchConfig,
 )
 from pvswitch.revisions import Revisions
-from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, WorkerPerf
+from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
 
 
 class Dataplane(Protocol):
@@ -64,6 +64,9 @@ class Dataplane(Protocol):
 
     def fdb_count(self, bridge: str) -> int:
         """Return how many addresses a bridge knows."""
+
+    def vlans(self, bridge: str) -> Iterable[VlanInfo]:
+        """Return a bridge's VLANs in order: members and counters."""
 
     def totals(self) -> dict[str, int]:
         """Return counters of the whole switch."""

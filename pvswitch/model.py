@@ -21,6 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pvswitch.checks import cross_errors
 from pvswitch.values import (
+    MAX_VID,
     AbsolutePath,
     Bool,
     Cpu,
@@ -35,6 +36,7 @@ from pvswitch.values import (
     Text,
     UnicastMac,
     Vid,
+    Vlans,
     choice,
     is_name,
 )
@@ -98,7 +100,7 @@ class Port(ConfigModel):
 
     LATER = frozenset(
         {
-            *("vlan_mode", "tag", "trunks", "cvlans", "protected", "storm_control", "port_security"),
+            *("storm_control", "port_security"),
             *("policing", "shaping"),
             *("vni", "key", "local", "remotes", "dst_port", "ttl", "tos", "df", "learning", "udp_csum"),  # tunnels
             *("read", "speed", "loop", "write"),  # pcap
@@ -116,6 +118,13 @@ class Port(ConfigModel):
     mtu: Int | None = Field(
         None, ge=68, le=65535, description="L3 size in bytes, checked at egress and offered to the guest"
     )
+    vlan_mode: Literal["access", "trunk", "native-tagged", "native-untagged", "dot1q-tunnel"] | None = Field(
+        None, description="absent: access where there is a tag, else trunk"
+    )
+    tag: Int | None = Field(None, ge=1, le=MAX_VID, description="the port's own VLAN, in other modes than trunk")
+    trunks: Vlans = Field((), description="VLANs that a trunk or native port carries (0: untagged); all when empty")
+    cvlans: Vlans = Field((), description="customer VLANs that a dot1q-tunnel port takes (0: untagged); all when empty")
+    protected: Bool = Field(False, description="isolated from other protected ports of its bridge")
     on_full: Literal["drop", "backpressure"] = Field(
         "drop", description="what happens to known unicast for this port while it takes nothing"
     )

@@ -6,7 +6,8 @@ touches nothing that is in use; commit() publishes new tables, after which frame
 frees what the old one needed, and then lets front ends come to the new ports. A port is replaced as a whole when its
 type, its socket and mode or its interface changes; other changes are live, but for those that need `renew`.
 
-Dynamic FDB entries of a port go when its link goes down, when it leaves its bridge and when it is removed.
+Dynamic FDB entries of a port go when its link goes down, when it leaves its bridge or its VLANs change, and when it is
+removed.
 Used by `controller.py` and `api/` through their protocols, and by `daemon.py`, which owns its life.
 """
 
@@ -21,8 +22,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from pvswitch import vlan
 from pvswitch.balancer import Balancer
-from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, now_ns
+from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, VlanCounters, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
 from pvswitch.identity import Identity
@@ -30,7 +32,7 @@ from pvswitch.model import Bridge, SwitchConfig, VhostUserPort
 from pvswitch.netlink import Watches
 from pvswitch.perf import queue_perf, worker_perf
 from pvswitch.rebalance import QueueSample, Sample
-from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, WorkerPerf
+from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
 from pvswitch.switch_port import SwitchPort
 from pvswitch.uplink_port import UplinkPort
 from pvswitch.vhost_port import VhostPort
@@ -51,10 +53,11 @@ class Prepared:
     config: SwitchConfig
     ports: dict[str, SwitchPort]  # all of the new configuration's
     fdbs: dict[str, Fdb]
+    vlans: dict[str, VlanCounters]
     new_ports: list[SwitchPort] = field(default_factory=list)
-    new_fdbs: list[Fdb] = field(default_factory=list)
+    new_tables: list[Fdb | VlanCounters] = field(default_factory=list)
     old_ports: list[SwitchPort] = field(default_factory=list)
-    old_fdbs: list[Fdb] = field(default_factory=list)
+    old_tables: list[Fdb | VlanCounters] = field(default_factory=list)
     renewed: list[SwitchPort] = field(default_factory=list)
 
 
@@ -73,6 +76,7 @@ class Ports:
         self._watches = Watches()
         self._ports: dict[str, SwitchPort] = {}
         self._fdbs: dict[str, Fdb] = {}
+        self._vlans: dict[str, VlanCounters] = {}  # of every bridge
         self._names: dict[int, str] = {}  # port reference -> name, for what the core reports
         self._housekeeper: asyncio.Task[None] | None = None
         self._balancer = Balancer(datapath.workers, self._sample, self._move_queue)
@@ -90,7 +94,7 @@ class Ports:
             self._balancer.start(self._config.datapath.rebalance_seconds)
 
     async def close(self) -> None:
-        """Close every port and free every FDB."""
+        """Close every port and free every table."""
         await self._balancer.close()
         if self._housekeeper is not None:
             self._housekeeper.cancel()
@@ -98,9 +102,10 @@ class Ports:
                 await self._housekeeper
         await self._datapath.publish([], [])
         await _each(self._ports.values(), lambda port: port.close())
-        for fdb in self._fdbs.values():
-            fdb.close()
-        self._ports, self._fdbs, self._config = {}, {}, None
+        tables: list[Fdb | VlanCounters] = [*self._fdbs.values(), *self._vlans.values()]
+        for table in tables:
+            table.close()
+        self._ports, self._fdbs, self._vlans, self._config = {}, {}, {}, None
 
     async def _keep_house(self) -> None:
         for turn in itertools.count(1):
@@ -120,12 +125,13 @@ class Ports:
 
     async def prepare(self, new: SwitchConfig) -> Prepared:
         """Make what `new` needs. Raises ApplyError naming the resource, and then leaves nothing behind."""
-        prepared = Prepared(new, ports={}, fdbs={})
+        prepared = Prepared(new, ports={}, fdbs={}, vlans={})
         pointer = "#"
         try:
             for name, bridge in new.bridges.items():
                 pointer = f"#/bridges/{name}"
                 prepared.fdbs[name] = self._prepare_fdb(prepared, name, bridge)
+                prepared.vlans[name] = self._prepare_vlans(prepared, name)
             for name in new.ports:
                 pointer = f"#/ports/{name}"
                 prepared.ports[name] = await self._prepare_port(prepared, name)
@@ -135,7 +141,10 @@ class Ports:
                 raise ApplyError(str(error), pointer) from error
             raise
         prepared.old_ports = [p for name, p in self._ports.items() if prepared.ports.get(name) is not p]
-        prepared.old_fdbs = [f for name, f in self._fdbs.items() if prepared.fdbs.get(name) is not f]
+        prepared.old_tables = [
+            *(fdb for name, fdb in self._fdbs.items() if prepared.fdbs.get(name) is not fdb),
+            *(vlans for name, vlans in self._vlans.items() if prepared.vlans.get(name) is not vlans),
+        ]
         return prepared
 
     def _prepare_fdb(self, prepared: Prepared, name: str, bridge: Bridge) -> Fdb:
@@ -143,8 +152,16 @@ class Ports:
         if present is not None and present.limit == bridge.fdb_size:
             return present
         fdb = Fdb(bridge.fdb_size, bridge.aging_time)
-        prepared.new_fdbs.append(fdb)
+        prepared.new_tables.append(fdb)
         return fdb
+
+    def _prepare_vlans(self, prepared: Prepared, name: str) -> VlanCounters:
+        present = self._vlans.get(name)
+        if present is not None:
+            return present
+        vlans = self._datapath.vlan_counters()
+        prepared.new_tables.append(vlans)
+        return vlans
 
     async def _prepare_port(self, prepared: Prepared, name: str) -> SwitchPort:
         present = self._ports.get(name)
@@ -176,18 +193,18 @@ class Ports:
         """Free what was made for a configuration that is not to be put in force."""
         assert isinstance(prepared, Prepared)
         await _each(prepared.new_ports, lambda port: port.close())
-        for fdb in prepared.new_fdbs:
-            fdb.close()
+        for table in prepared.new_tables:
+            table.close()
 
     async def commit(self, prepared: object) -> None:
         """Put it to work: one publication, then what hangs on it."""
         assert isinstance(prepared, Prepared)
         before, self._config = self._config, prepared.config
         for name, fdb in prepared.fdbs.items():
-            if fdb in prepared.new_fdbs and name in self._fdbs:
+            if fdb in prepared.new_tables and name in self._fdbs:
                 fdb.copy_from(self._fdbs[name])
             fdb.set_aging(prepared.config.bridges[name].aging_time)
-        self._ports, self._fdbs = prepared.ports, prepared.fdbs
+        self._ports, self._fdbs, self._vlans = prepared.ports, prepared.fdbs, prepared.vlans
         self._names |= {port.handle.ref: name for name, port in self._ports.items()}
         await self._publish()
         # from here on: what is flushed can't be learned again by the old tables
@@ -201,6 +218,8 @@ class Ports:
     async def _publish(self) -> None:
         assert self._config is not None
         indices = {name: index for index, name in enumerate(self._config.bridges)}
+        rules = {name: vlan.rules(conf) for name, conf in self._config.ports.items()}
+        with_vlans = {self._config.port_bridge(name) for name, found in rules.items() if found is not None}
         await self._datapath.publish(
             [
                 PortView(
@@ -209,25 +228,34 @@ class Ports:
                     conf.enabled,
                     conf.mtu or 0,
                     conf.backpressure_ms if conf.on_full == "backpressure" else 0,
+                    rules[name],
+                    conf.protected,
                 )
                 for name, conf in self._config.ports.items()
             ],
             [
-                BridgeView(self._fdbs[name], conf.forward_bpdu, conf.flood_unknown)
+                BridgeView(
+                    self._fdbs[name],
+                    conf.forward_bpdu,
+                    conf.flood_unknown,
+                    vlans=self._vlans[name] if name in with_vlans else None,
+                )
                 for name, conf in self._config.bridges.items()
             ],
         )
 
     def _forget(self, before: SwitchConfig | None, prepared: Prepared) -> None:
-        """Flush the addresses of ports that are gone, or no longer on the bridge that learned them."""
+        """Flush the addresses of ports that are gone, or no longer on the bridge or in the VLANs that learned them."""
         for port in prepared.old_ports:
             self._names.pop(port.handle.ref, None)
             for fdb in self._fdbs.values():
                 fdb.flush(port=port.handle.ref)
-        for name in before.ports if before is not None else ():
-            old_bridge = before.port_bridge(name) if before is not None else ""
-            if name in self._ports and old_bridge in self._fdbs and prepared.config.port_bridge(name) != old_bridge:
-                self._fdbs[old_bridge].flush(port=self._ports[name].handle.ref)
+        for name, old in before.ports.items() if before is not None else ():
+            if name not in self._ports or _unchanged(before, prepared.config, name):
+                continue
+            new = prepared.config.ports[name]
+            if old.bridge in self._fdbs and (new.bridge != old.bridge or vlan.rules(new) != vlan.rules(old)):
+                self._fdbs[old.bridge].flush(port=self._ports[name].handle.ref)
 
     def _set_statics(self, bridge: str, before: SwitchConfig | None, prepared: Prepared) -> None:
         """Bring the static entries of `before`, which the FDB (or its copy) holds, to what the document says now."""
@@ -239,7 +267,7 @@ class Ports:
         for (vid, mac), name in wanted.items():
             port = self._ports[name]
             # a new FDB may have had no room to copy what is still wanted; a new port has a new reference
-            if fdb in prepared.new_fdbs or port in prepared.new_ports or old.get((vid, mac)) != name:
+            if fdb in prepared.new_tables or port in prepared.new_ports or old.get((vid, mac)) != name:
                 fdb.set_static(_mac_bytes(mac), vid, port.handle.ref)
 
     async def retire(self, prepared: object) -> None:
@@ -251,8 +279,8 @@ class Ports:
         await asyncio.gather(
             _each(prepared.old_ports, lambda port: port.close()), _each(prepared.renewed, lambda port: port.renew())
         )
-        for fdb in prepared.old_fdbs:
-            fdb.close()
+        for table in prepared.old_tables:
+            table.close()
         await _each(prepared.new_ports, lambda port: port.listen())
 
     # ---- Dataplane: what there is to see
@@ -298,6 +326,22 @@ class Ports:
     def fdb_count(self, bridge: str) -> int:
         """Return how many addresses a bridge knows; KeyError."""
         return len(self._fdbs[bridge])
+
+    def vlans(self, bridge: str) -> Iterator[VlanInfo]:
+        """Iterate over the VLANs of a bridge that its ports name, or whose frames came: members and counters; KeyError.
+
+        A bridge all of whose ports are trunks of all VLANs has none of its own.
+        """
+        assert self._config is not None
+        ports = {name: self._config.ports[name] for name in self._config.bridge_ports(bridge)}
+        named = vlan.named(ports.values())
+        rules = {name: vlan.rules(port) for name, port in ports.items()}
+        counters = self._vlans[bridge]
+        for vid in range(vlan.VIDS):
+            packets, size = counters.read(vid)
+            if vid in named or packets:
+                members = [found for name in ports if (found := vlan.member(name, rules[name], vid))]
+                yield VlanInfo(name=str(vid), vid=vid, members=members, packets=packets, bytes=size)
 
     def lost(self) -> dict[str, int]:
         """Return how many events and punted frames (by reason) found no room on their way up."""

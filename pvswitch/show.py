@@ -119,6 +119,13 @@ def _fdb(client: Client, name: str) -> Json:
     return {"items": entries, "next": None}
 
 
+def _vlans(client: Client, name: str) -> Json:
+    """The VLANs of one bridge or of every one, each with its `bridge`."""
+    bridges = [name] if name else [bridge.name for bridge in client.bridges()]
+    found = [{"bridge": bridge, **_plain(vlan)} for bridge in bridges for vlan in client.vlans(bridge)]
+    return {"items": found, "next": None}
+
+
 def _stats(client: Client, _: str) -> Json:
     """The totals, and the counters of every port."""
     names = [port.name for port in client.ports()]
@@ -193,6 +200,26 @@ def _draw_fdb(data: Json) -> RenderableType:
         for entry in data["items"]
     )
     return _table(columns, rows, numbers=("VID", "AGE"))
+
+
+def _draw_vlans(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no VLANs: every port is a trunk of all of them; set `tag` or `trunks`")
+    columns = ("BRIDGE", "VID", "TAGGED", "UNTAGGED", "PACKETS", "BYTES")
+    rows = (
+        [
+            vlan["bridge"],
+            vlan["vid"],
+            *(
+                " ".join(member["port"] for member in vlan["members"] if member["tagged"] is tagged)
+                for tagged in (True, False)
+            ),
+            vlan["packets"],
+            vlan["bytes"],
+        ]
+        for vlan in data["items"]
+    )
+    return _table(columns, rows, numbers=("VID", "PACKETS", "BYTES"))
 
 
 def _draw_stats(data: Json) -> RenderableType:
@@ -326,6 +353,7 @@ SUBJECTS: dict[str, tuple[Fetch, Draw]] = {
     "ports": (lambda client, _: _page(client.ports()), _draw_ports),
     "bridges": (lambda client, _: _page(client.bridges()), _draw_bridges),
     "fdb": (_fdb, _draw_fdb),
+    "vlans": (_vlans, _draw_vlans),
     "stats": (_stats, _draw_stats),
     "perf": (lambda client, _: _page(client.perf()), _draw_perf),
     "queues": (lambda client, _: _page(client.queue_perf()), _draw_queue_perf),
@@ -337,6 +365,7 @@ NAMED: dict[str, tuple[Fetch, Draw]] = {  # those that can be narrowed to one na
     "ports": (lambda client, name: _plain(client.port(name)), _draw_one),
     "bridges": (lambda client, name: _plain(client.bridge(name)), _draw_one),
     "fdb": (_fdb, _draw_fdb),
+    "vlans": (_vlans, _draw_vlans),
     "stats": (lambda client, name: _plain(client.port_stats(name)), _draw_one),
     "revisions": (lambda client, name: _plain(client.revision(int(name))), _draw_config),
 }

@@ -163,6 +163,23 @@ class FdbEntry(BaseModel):
     age: float | None = Field(None, description="seconds since its last frame; absent for static ones")
 
 
+class VlanMember(BaseModel):
+    """A port's part in a VLAN."""
+
+    port: str
+    tagged: bool = Field(description="frames leave it with the VLAN's tag")
+
+
+class VlanInfo(BaseModel):
+    """One VLAN of a bridge. 0 is what is in no VLAN."""
+
+    name: str = Field(description="its VID, as text")
+    vid: int
+    members: list[VlanMember]
+    packets: int = Field(description="frames that came into it since the bridge was made")
+    bytes: int
+
+
 class WorkerPerf(BaseModel):
     """What one poll thread has spent since it was started; intervals are the difference of two looks."""
 

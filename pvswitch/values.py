@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import grp
 import ipaddress
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 IFNAME_PATTERN = r"^[^\s/:%]{1,15}$"  # dev_valid_name() of the kernel; a % would let the kernel choose the name
 ELSEWHERE = object()
 """The context of a validation of what another machine has judged already: its groups need not be here."""
+MAX_VID = 4094  # IEEE 802.1Q-2022, table 9-2: 4095 is reserved; 0 stands for frames in no VLAN
 MAX_CPU = 1023  # CPU_SETSIZE - 1 of sched_setaffinity(2)
 
 
@@ -133,15 +135,30 @@ def _check_address(value: str) -> str:
     return str(address)
 
 
-def only(value: int, noun: str) -> Any:
-    """Return a validator for a number that this version takes only as `value`."""
+def _vlan_range(item: object) -> range:
+    """Return what one item of a list of VLANs names."""
+    match = re.fullmatch(r"([0-9]{1,4})-([0-9]{1,4})", item) if isinstance(item, str) else None
+    if isinstance(item, int) and not isinstance(item, bool):
+        first = last = item
+    elif match is not None:
+        first, last = int(match[1]), int(match[2])
+    else:
+        refuse('must have VLAN IDs and ranges of them, like [10, 20, "100-199"]')
+    if not 0 <= first <= last <= MAX_VID:
+        refuse(f"has {item}: VLAN IDs are from 0 to {MAX_VID}, the lower one of a range first")
+    return range(first, last + 1)
 
-    def check(given: object) -> object:
-        if isinstance(given, int) and not isinstance(given, bool) and given > value:
-            refuse(f"{noun} are not available in this version: only {value} is")
-        return given
 
-    return BeforeValidator(check)
+def _check_vlans(value: object) -> tuple[int | str, ...]:
+    """Return the VLANs in order, each once; three and more in a row as a range."""
+    if not isinstance(value, list | tuple):
+        refuse('must be a list of VLAN IDs and ranges of them, like [10, 20, "100-199"]')
+    vids = sorted({vid for item in value for vid in _vlan_range(item)})
+    found: list[int | str] = []
+    for _, group in itertools.groupby(enumerate(vids), lambda place: place[1] - place[0]):
+        run = [vid for _, vid in group]
+        found += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else run
+    return tuple(found)
 
 
 def choice(known: Sequence[str], later: Sequence[str]) -> Any:
@@ -166,7 +183,16 @@ AbsolutePath = Annotated[Path, BeforeValidator(_check_path, json_schema_input_ty
 FileMode = Annotated[str, BeforeValidator(_check_mode, json_schema_input_type=str)]
 Mac = Annotated[str, Strict(), AfterValidator(normalise_mac)]
 UnicastMac = Annotated[Mac, AfterValidator(_unicast)]
-Vid = Annotated[Int, Field(ge=0, le=0), only(0, "VLANs")]
+Vid = Annotated[Int, Field(ge=0, le=MAX_VID)]
+Vlans = Annotated[
+    tuple[int | str, ...],
+    BeforeValidator(
+        _check_vlans,
+        json_schema_input_type=list[
+            Annotated[int, Field(ge=0, le=MAX_VID)] | Annotated[str, Field(pattern=r"^[0-9]{1,4}-[0-9]{1,4}$")]
+        ],
+    ),
+]
 Cpu = Annotated[Int, Field(ge=0, le=MAX_CPU)]
 InterfaceName = Annotated[
     str, Strict(), AfterValidator(_check_ifname), Field(json_schema_extra={"pattern": IFNAME_PATTERN})

@@ -28,6 +28,7 @@ from pvswitch.datapath import (
     PortView,
     Punt,
     RingConf,
+    VlanView,
 )
 from pvswitch.driver import Driver, DriverConf, Layout
 
@@ -51,6 +52,8 @@ class PortSetup:
     enabled: bool = True
     mtu: int = 0
     backpressure_ms: int = 0
+    vlan: VlanView | None = None
+    isolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,13 @@ class BenchSwitch:
             self.datapath.publish(
                 [
                     PortView(
-                        p.handle, order.index(p.setup.bridge), p.setup.enabled, p.setup.mtu, p.setup.backpressure_ms
+                        p.handle,
+                        order.index(p.setup.bridge),
+                        p.setup.enabled,
+                        p.setup.mtu,
+                        p.setup.backpressure_ms,
+                        p.setup.vlan,
+                        p.setup.isolated,
                     )
                     for p in self.ports.values()
                 ],
@@ -314,9 +323,9 @@ class BenchSwitch:
         """A port's counters."""
         return self.ports[name].handle.counters()
 
-    def fdb_items(self, bridge: str = "br0", *, expired: bool = False) -> dict[str, FdbItem]:
-        """A bridge's FDB by MAC; with `expired` also what has aged but has not been swept."""
-        return {item.mac: item for item in self.fdbs[bridge].items(0 if expired else self.now_ns)}
+    def fdb_items(self, bridge: str = "br0", *, expired: bool = False) -> dict[tuple[int, str], FdbItem]:
+        """A bridge's FDB by VID and MAC; with `expired` also what has aged but has not been swept."""
+        return {(item.vid, item.mac): item for item in self.fdbs[bridge].items(0 if expired else self.now_ns)}
 
     def take_events(self) -> list[Event]:
         """What the core has reported since the last time."""

@@ -33,6 +33,7 @@
 typedef struct pvs_switch pvs_switch;
 typedef struct pvs_port pvs_port;
 typedef struct pvs_fdb pvs_fdb;
+typedef struct pvs_vlan_counters pvs_vlan_counters;
 typedef struct pvs_region pvs_region;
 typedef struct pvs_memory pvs_memory;
 
@@ -158,20 +159,40 @@ int pvs_uplink_status(const pvs_port *port, uint32_t queue, struct pvs_uplink_st
 
 /* ---- tables: what decide() reads, published as a whole ---- */
 
+/* A port's VLANs; `vlan_mode` of Open vSwitch. */
+enum pvs_vlan_mode {
+    PVS_VLAN_TRUNK = 0,       /* frames keep their tags; those without are in no VLAN (0) */
+    PVS_VLAN_ACCESS,          /* untagged frames, of one VLAN */
+    PVS_VLAN_NATIVE_TAGGED,   /* a trunk; untagged frames that come in are of its own VLAN, */
+    PVS_VLAN_NATIVE_UNTAGGED, /* and those of it go out untagged */
+    PVS_VLAN_DOT1Q_TUNNEL, /* all that comes in gets an 802.1ad tag of its own VLAN, which is taken off what goes out */
+};
+
 struct pvs_port_conf {
     pvs_port *port;
     uint16_t bridge; /* index into the bridges of the same tables */
     bool enabled;
     uint32_t mtu;             /* L3 bytes; 0 = not enforced */
     uint32_t backpressure_ms; /* how long known unicast waits for a full receiver; 0 = it is dropped */
+    bool isolated;            /* from other isolated ports */
+    uint8_t vlan_mode;        /* enum pvs_vlan_mode */
+    uint16_t tag;             /* the own VLAN of other modes than trunk */
+    const uint64_t
+        *vlans; /* a bit for each VID that it carries (0: untagged), of a tunnel for each customer VID; NULL: all */
 };
 struct pvs_bridge_conf {
     pvs_fdb *fdb;
     bool forward_bpdu, flood_unknown;
-    bool punt_bpdu; /* hand link-local frames to the control plane as well */
+    bool punt_bpdu;                   /* hand link-local frames to the control plane as well */
+    pvs_vlan_counters *vlan_counters; /* NULL: nothing is counted by VLAN */
 };
 int64_t pvs_publish(pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
                     const struct pvs_bridge_conf *bridges, uint32_t n_bridges);
+
+/* What came into each VLAN of a bridge; it must be out of the published tables when it is destroyed. -ENOMEM. */
+int pvs_vlan_counters_create(pvs_switch *sw, pvs_vlan_counters **out);
+void pvs_vlan_counters_destroy(pvs_vlan_counters *counters);
+void pvs_vlan_counters_read(const pvs_vlan_counters *counters, uint16_t vid, uint64_t *packets, uint64_t *bytes);
 
 /* ---- FDB ---- */
 

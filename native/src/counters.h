@@ -38,6 +38,8 @@
     X(no_destination)       /* nobody to send it to */                                               \
     X(same_port)            /* the destination was learned on the port the frame came from */        \
     X(bpdu)                 /* link-local, and forward_bpdu is off; or PAUSE */                      \
+    X(vlan_filtered)        /* the port, or the receiver's, isn't a member of the frame's VLAN, or its tags are refused */ \
+    X(isolated)             /* between two protected ports */                                        \
     X(mtu_exceeded)                                                                                  \
     X(guest_rx_full)        /* the receiving guest had no buffers posted */                          \
     X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */  \

@@ -11,31 +11,49 @@ drop_frame(struct pvs_verdict *v, enum pvs_drop reason)
     v->n_egress = 0;
 }
 
-/* What, if anything, keeps a copy from leaving by this port. */
-static enum pvs_drop
-egress_check(const struct pvs_frame *frame, const struct pvs_port_view *out)
+static void
+add_copy(const struct pvs_frame *frame, const struct pvs_port_view *out, enum pvs_form form, enum pvs_drop drop,
+         struct pvs_verdict *v)
 {
-    if (!out->enabled || atomic_load_explicit(out->rx_up, memory_order_relaxed) == 0)
-        return PVS_DROP_link_down;
-    if (!pvs_fits_mtu(frame, out->mtu))
-        return PVS_DROP_mtu_exceeded;
-    return PVS_DROP_none;
+    if (drop == PVS_DROP_none && !pvs_fits_mtu(frame, out->mtu))
+        drop = PVS_DROP_mtu_exceeded;
+    v->egress[v->n_egress++] =
+        (struct pvs_egress){ .port = (uint16_t)pvs_ref_index(out->ref), .form = (uint8_t)form, .drop = (uint8_t)drop };
 }
 
-/* To every member with a link but the one it came from. A port without a link is no party to a flood: not a drop. */
+static bool
+has_link(const struct pvs_port_view *out)
+{
+    return out->enabled && atomic_load_explicit(out->rx_up, memory_order_relaxed) != 0;
+}
+
+/*
+ * To each of these but the one it came from. A port without a link, one that is isolated from the sender, or that doesn't take
+ * what lies behind the VLAN's tag, is no party to a flood: not a drop.
+ */
+static void
+flood_to(const struct pvs_frame *frame, const struct pvs_tables *tables, const uint16_t *member, uint32_t n,
+         struct pvs_verdict *v)
+{
+    const struct pvs_port_view *in = &tables->port[pvs_ref_index(frame->in_ref)];
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct pvs_port_view *out = &tables->port[member[i]];
+        enum pvs_form form;
+        if (out != in && has_link(out) && !(in->isolated && out->isolated) &&
+            pvs_vlan_leave(out->vlan, &v->place, &form))
+            add_copy(frame, out, form, PVS_DROP_none, v);
+    }
+}
+
 static void
 flood(const struct pvs_frame *frame, const struct pvs_tables *tables, const struct pvs_bridge_view *bridge,
       struct pvs_verdict *v)
 {
-    uint32_t in = pvs_ref_index(frame->in_ref);
-
-    for (uint32_t i = 0; i < bridge->n_members; i++) {
-        uint16_t port = bridge->member[i];
-        if (port == in)
-            continue;
-        enum pvs_drop drop = egress_check(frame, &tables->port[port]);
-        if (drop != PVS_DROP_link_down)
-            v->egress[v->n_egress++] = (struct pvs_egress){ .port = port, .drop = (uint8_t)drop };
+    flood_to(frame, tables, bridge->member, bridge->n_members, v);
+    if (bridge->vlans != NULL) {
+        const uint32_t *start = &bridge->vlans->start[v->place.vid];
+        flood_to(frame, tables, bridge->vlans->member + start[0], start[1] - start[0], v);
     }
     if (v->n_egress == 0)
         drop_frame(v, PVS_DROP_no_destination);
@@ -48,7 +66,7 @@ learning(const struct pvs_frame *frame, const struct pvs_bridge_view *bridge, ui
 
     if (src == 0 || pvs_mac_is_group(src))
         return;
-    struct pvs_fdb_hit hit = pvs_fdb_find(bridge->fdb, src, v->vid, now_s);
+    struct pvs_fdb_hit hit = pvs_fdb_find(bridge->fdb, src, v->place.vid, now_s);
     v->fresh_needed = hit.state == PVS_FDB_UNKNOWN || (hit.port_ref != frame->in_ref && !hit.is_static);
     v->learn = v->fresh_needed || hit.state == PVS_FDB_STALE;
 }
@@ -58,7 +76,7 @@ static void
 forward(const struct pvs_frame *frame, const struct pvs_tables *tables, const struct pvs_bridge_view *bridge,
         uint32_t now_s, struct pvs_verdict *v)
 {
-    struct pvs_fdb_hit hit = pvs_fdb_find(bridge->fdb, frame->parsed.dst, v->vid, now_s);
+    struct pvs_fdb_hit hit = pvs_fdb_find(bridge->fdb, frame->parsed.dst, v->place.vid, now_s);
     const struct pvs_port_view *out = &tables->port[pvs_ref_index(hit.port_ref)];
 
     if (hit.state == PVS_FDB_UNKNOWN || out->ref != hit.port_ref || out->bridge != v->bridge) {
@@ -69,9 +87,15 @@ forward(const struct pvs_frame *frame, const struct pvs_tables *tables, const st
     } else if (hit.port_ref == frame->in_ref) {
         drop_frame(v, PVS_DROP_same_port);
     } else {
-        v->egress[0] = (struct pvs_egress){ .port = (uint16_t)pvs_ref_index(hit.port_ref),
-                                            .drop = (uint8_t)egress_check(frame, out) };
-        v->n_egress = 1;
+        enum pvs_form form;
+        enum pvs_drop drop = PVS_DROP_none;
+        if (!pvs_vlan_leave(out->vlan, &v->place, &form))
+            drop = PVS_DROP_vlan_filtered;
+        if (out->isolated && tables->port[pvs_ref_index(frame->in_ref)].isolated)
+            drop = PVS_DROP_isolated;
+        if (!has_link(out))
+            drop = PVS_DROP_link_down;
+        add_copy(frame, out, form, drop, v);
         v->known = true;
     }
 }
@@ -86,12 +110,15 @@ pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint3
 
     v->drop = PVS_DROP_none;
     v->learn = v->fresh_needed = v->punt = v->known = false;
-    v->vid = 0;
     v->bridge = in->bridge;
     v->n_egress = 0;
 
     if (!in->enabled) {
         drop_frame(v, PVS_DROP_link_down);
+        return;
+    }
+    if (!pvs_vlan_enter(in->vlan, frame, &v->place)) {
+        drop_frame(v, PVS_DROP_vlan_filtered);
         return;
     }
     if (pvs_mac_is_link_local(dst)) {

@@ -15,6 +15,7 @@
 #include "counters.h"
 #include "fdb.h"
 #include "frame.h"
+#include "vlan.h"
 
 /* A port as the tables know it, at its index. ref 0: no such port. */
 struct pvs_port_view {
@@ -22,8 +23,11 @@ struct pvs_port_view {
     uint32_t mtu; /* 0 = not enforced */
     uint16_t bridge;
     bool enabled;
+    bool isolated;                 /* from other isolated ports */
+    bool plain;                    /* nothing is to be looked at but link and MTU, and no frame is edited */
     uint64_t backpressure_ns;      /* how long known unicast waits for a full receiver; 0 = it is dropped */
     const _Atomic uint32_t *rx_up; /* not 0: its guest can receive */
+    const struct pvs_vlan *vlan;   /* NULL: a trunk of all VLANs */
     struct pvs_port *port;
 };
 
@@ -31,19 +35,36 @@ struct pvs_bridge_view {
     struct pvs_fdb *fdb;
     bool forward_bpdu, flood_unknown, punt_bpdu;
     uint16_t n_members;
-    const uint16_t *member; /* indices of its enabled ports, where floods go */
+    const uint16_t *member;            /* indices of its enabled ports in every VLAN, where floods go */
+    struct pvs_vlan_members *vlans;    /* and of those in some of them; NULL: there is none */
+    struct pvs_vlan_counters *counted; /* NULL: it has no VLANs of its own */
+};
+
+/* What came into each VLAN of a bridge: by worker, which is the only writer of its own, then by VID. */
+struct pvs_vlan_counters {
+    struct {
+        _Atomic uint64_t packets, bytes;
+    } * of[PVS_MAX_WORKERS];
+};
+
+/* Of one bridge: the members of a VLAN are member[start[vid]] to member[start[vid + 1]], without those in every VLAN. */
+struct pvs_vlan_members {
+    uint32_t start[PVS_VIDS + 1];
+    uint16_t member[];
 };
 
 struct pvs_tables {
     struct pvs_port_view port[PVS_MAX_PORTS];
     struct pvs_bridge_view bridge[PVS_MAX_BRIDGES];
     uint16_t members[PVS_MAX_PORTS];
+    struct pvs_vlan *vlans; /* what the ports' `vlan` point to */
 };
 
 /* One copy: to `port`, or not, because of `drop`. */
 struct pvs_egress {
     uint16_t port;
     uint8_t drop; /* enum pvs_drop; none = deliver */
+    uint8_t form; /* enum pvs_form */
 };
 
 struct pvs_verdict {
@@ -51,9 +72,9 @@ struct pvs_verdict {
     bool learn;        /* the source wants to be learned, moved or refreshed */
     bool fresh_needed; /* learning it costs the port's budget: it is new or moved */
     bool punt;
-    bool known;   /* unicast to one port that the FDB knows: it may wait for a full receiver */
-    uint16_t vid; /* the FDB's VID: 0 */
+    bool known; /* unicast to one port that the FDB knows: it may wait for a full receiver */
     uint16_t bridge;
+    struct pvs_vlan_place place; /* its VLAN, and what its forms are */
     uint32_t n_egress;
     struct pvs_egress egress[PVS_MAX_PORTS];
 };

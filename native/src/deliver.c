@@ -144,7 +144,7 @@ deliver_list(struct pvs_worker *w, struct pvs_destination *d, bool wait)
         return true;
     if (!pvs_worker_hold(w, ring, wait))
         return false;
-    pvs_guest_rx_deliver_whole(ring, w->source, d->number, d->n, &w->landing, delivery);
+    pvs_guest_rx_deliver_whole(ring, d->base, d->number, d->n, &w->landing, delivery);
     if (delivery->packets != 0) {
         pvs_count(&c->value[PVS_C_tx_packets], delivery->packets);
         pvs_count(&c->value[PVS_C_tx_bytes], delivery->bytes);
@@ -179,9 +179,9 @@ pvs_deliver_lists(struct pvs_worker *w)
     w->n_destinations = 0;
 }
 
-/* The list for a port; ready to take one more for this ring. */
+/* The list for a port; ready to take one more, numbered from `base`, for this ring. */
 static struct pvs_destination *
-destination(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring)
+destination(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ring *ring, const struct pvs_frame *base)
 {
     uint16_t index = (uint16_t)pvs_ref_index(out->ref);
     struct pvs_destination *d = pvs_destination_of(w, index);
@@ -191,14 +191,16 @@ destination(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ri
         w->destination_of[index] = (uint16_t)++w->n_destinations;
         d->index = index;
         d->ring = ring;
-        d->direct = pvs_one_pair(out->port) && out->backpressure_ns == 0 ? out->ref : 0;
+        d->base = base;
+        d->direct = pvs_one_pair(out->port) && out->backpressure_ns == 0 && out->plain ? out->ref : 0;
         d->mtu = out->mtu;
         d->n = 0;
         if (w->n_peers == 1) /* with others the ring is to be looked at under its lock only */
             pvs_vq_prefetch(&ring->vq);
-    } else if (d->ring != ring) { /* another pair of the same guest: what came before goes first */
+    } else if (d->ring != ring || d->base != base) { /* what came before goes first */
         deliver_list(w, d, true);
-        d->ring = ring;
+        d->ring = ring; /* another pair of the same guest */
+        d->base = base;
     }
     return d;
 }
@@ -336,16 +338,38 @@ pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct 
     return deliver_to_ring(w, out, pvs_ring_of(queue), frame, from);
 }
 
-bool
-pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint32_t number, struct pvs_queue *from)
+/* Frame number `number` of the burst as `edit` makes it: its number among the edited ones. */
+static uint32_t
+edited(struct pvs_worker *w, uint32_t number, const struct pvs_edit *edit)
 {
-    const struct pvs_frame *frame = &w->source[number];
-    struct pvs_queue *queue = choose_queue(out->port, frame);
+    struct pvs_edited *e = &w->edited;
 
+    /* several ports take the same form of a frame: it is one of the last two */
+    for (uint32_t i = e->n; i > 0 && i + 2 > e->n; i--)
+        if (e->of[i - 1].number == number && pvs_edit_is_same(&e->of[i - 1].edit, edit))
+            return i - 1;
+    e->of[e->n].number = (uint8_t)number;
+    e->of[e->n].edit = *edit;
+    pvs_frame_edit(&e->frame[e->n], &w->source[number], edit);
+    return e->n++;
+}
+
+bool
+pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint32_t number,
+                     const struct pvs_edit *edit, struct pvs_queue *from)
+{
+    const struct pvs_frame *base = w->source;
+
+    if (!pvs_edit_is_nothing(edit)) {
+        number = edited(w, number, edit);
+        base = w->edited.frame;
+    }
+    const struct pvs_frame *frame = &base[number];
+    struct pvs_queue *queue = choose_queue(out->port, frame);
     if (queue == NULL || queue->kind == PVS_QUEUE_UPLINK || (from != NULL && out->backpressure_ns != 0) ||
         (frame->request.checksum && !pvs_request_taken(frame, pvs_ring_of(queue)->offloads)))
         return pvs_deliver(w, out, frame, from);
-    struct pvs_destination *d = destination(w, out, pvs_ring_of(queue));
+    struct pvs_destination *d = destination(w, out, pvs_ring_of(queue), base);
     pvs_destination_add(w, d, number);
     return true;
 }

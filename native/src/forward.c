@@ -72,6 +72,24 @@ tally_count(struct pvs_worker *w, const struct pvs_port *port, const struct tall
         pvs_count(&c->value[PVS_C_rx_multicast_packets], t->multicast);
 }
 
+static void
+count_vlan(const struct pvs_worker *w, struct pvs_vlan_counters *counted, uint16_t vid, uint64_t packets,
+           uint64_t bytes)
+{
+    pvs_count(&counted->of[w->index][vid].packets, packets);
+    pvs_count(&counted->of[w->index][vid].bytes, bytes);
+}
+
+/* Count a frame in the VLAN that it came into. One that was not decided on came by a plain port. */
+static void
+count_one(const struct pvs_worker *w, struct pvs_vlan_counters *counted, const struct pvs_frame *frame, bool decided)
+{
+    enum pvs_drop drop = decided ? (enum pvs_drop)w->verdict.drop : PVS_DROP_none;
+
+    if (drop != PVS_DROP_vlan_filtered && drop != PVS_DROP_link_down)
+        count_vlan(w, counted, decided ? w->verdict.place.vid : frame->parsed.vid, 1, frame->len);
+}
+
 void
 pvs_drop_received(struct pvs_worker *w, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
                   enum pvs_drop why)
@@ -98,7 +116,7 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
         return;
     }
     struct pvs_fdb *fdb = w->tables->bridge[v->bridge].fdb;
-    switch (pvs_fdb_learn(fdb, frame->parsed.src, v->vid, frame->in_ref, w->now_s, &old_ref)) {
+    switch (pvs_fdb_learn(fdb, frame->parsed.src, v->place.vid, frame->in_ref, w->now_s, &old_ref)) {
     case PVS_LEARN_NOTHING:
         return;
     case PVS_LEARN_BUSY:
@@ -114,7 +132,7 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
                                .kind = old_ref != 0 ? PVS_EV_MOVED : PVS_EV_LEARNED,
                                .port_ref = frame->in_ref,
                                .detail = old_ref,
-                               .vid = v->vid };
+                               .vid = v->place.vid };
     pvs_mac_store(event.mac, frame->parsed.src);
     pvs_event(w, &event);
 }
@@ -126,7 +144,7 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
     if (!pvs_one_pair(in) && !frame->injected)
         pvs_steer_note(&in->steering, frame);
     if (v->punt)
-        pvs_punt_frame(w, frame, v->vid, PVS_PUNT_BPDU);
+        pvs_punt_frame(w, frame, v->place.vid, PVS_PUNT_BPDU);
     if (v->learn)
         learn(w, frame, v);
     if (v->drop != PVS_DROP_none && !frame->injected)
@@ -140,33 +158,36 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
  * buckets, then their entries. An address that the frame before had as well is not looked for again.
  */
 static void
-find_places(struct pvs_worker *w, const struct pvs_fdb *fdb, uint32_t n)
+find_places(struct pvs_worker *w, const struct pvs_fdb *fdb, const struct pvs_vlan *rules, uint32_t n)
 {
     uint64_t dst = 0, src = 0;
+    uint16_t vid = 0;
     struct pvs_fdb_place place = pvs_fdb_place(fdb, 0, 0);
 
     for (uint32_t i = 0; i < n; i++) {
         const struct pvs_parsed *p = &w->source[i].parsed;
-        if (!w->source[i].malformed && p->dst != dst)
-            place = pvs_fdb_place(fdb, dst = p->dst, 0);
-        if (!w->source[i].malformed && p->src != src)
-            pvs_fdb_place(fdb, src = p->src, 0);
+        if (!w->source[i].malformed && (p->dst != dst || p->vid != vid))
+            place = pvs_fdb_place(fdb, dst = p->dst, pvs_vlan_of(rules, p));
+        if (!w->source[i].malformed && (p->src != src || p->vid != vid))
+            pvs_fdb_place(fdb, src = p->src, pvs_vlan_of(rules, p));
+        vid = p->vid;
         w->place[i] = place;
     }
     src = 0;
     for (uint32_t i = 0; i < n; i++) {
         const struct pvs_parsed *p = &w->source[i].parsed;
         pvs_fdb_prefetch(fdb, &w->place[i]);
-        if (!w->source[i].malformed && p->src != src) {
-            place = pvs_fdb_place(fdb, src = p->src, 0);
+        if (!w->source[i].malformed && (p->src != src || p->vid != vid)) {
+            place = pvs_fdb_place(fdb, src = p->src, pvs_vlan_of(rules, p));
             pvs_fdb_prefetch(fdb, &place);
         }
+        vid = p->vid;
     }
 }
 
 /*
  * Decide on frame number `i` of the burst and deliver its copies. False: it has to wait, and nothing was committed.
- * *source is one that the FDB knows to be there (0: none), before and after.
+ * *source is the key of one that the FDB knows to be there (0: none), before and after.
  */
 static inline bool
 forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *source)
@@ -175,26 +196,29 @@ forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *
     const struct pvs_frame *frame = &w->source[i];
     struct pvs_verdict *v = &w->verdict;
 
-    pvs_decide(frame, tables, w->now_s, frame->parsed.src == *source && *source != 0, v);
+    uint64_t key = pvs_key(frame->parsed.src, frame->parsed.vid);
+
+    pvs_decide(frame, tables, w->now_s, key == *source && *source != 0, v);
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &tables->port[v->egress[k].port];
         if (v->egress[k].drop != PVS_DROP_none)
             pvs_count(&counters_of(w, out->port)->tx_drop[v->egress[k].drop], 1);
-        else if (!pvs_deliver_in_burst(w, out, i, v->known ? from : NULL))
+        else if (!pvs_deliver_in_burst(w, out, i, &v->place.form[v->egress[k].form], v->known ? from : NULL))
             return false;
     }
     commit(w, tables->port[pvs_ref_index(frame->in_ref)].port, frame, v);
-    *source = v->learn || v->drop != PVS_DROP_none ? 0 : frame->parsed.src;
+    *source = v->learn || v->drop != PVS_DROP_none ? 0 : key;
     return true;
 }
 
 /*
- * Where the last frame went, for those behind it between the same two addresses: by the lists of guests with one queue pair
- * each, to one of them or (a flood) to all that have a list; and it changed nothing. Then so do they, whatever other workers
- * learn meanwhile: a burst is one moment.
+ * Where the last frame went, for those behind it in the same VLAN between the same two addresses: as it came, by the lists of
+ * guests with one queue pair each, to one of them or (a flood) to all that have a list; and it changed nothing. Then so do they,
+ * whatever other workers learn meanwhile: a burst is one moment.
  */
 struct way {
     uint64_t dst, src;
+    uint16_t vid;
     uint32_t mtu; /* the smallest that is enforced; 0 = none is */
     uint32_t n;   /* lists; 0 = there is no such frame */
     struct pvs_destination *first;
@@ -204,7 +228,7 @@ static inline bool
 goes_same_way(const struct way *way, const struct pvs_frame *frame)
 {
     return !frame->malformed && frame->parsed.dst == way->dst && frame->parsed.src == way->src &&
-           !frame->request.checksum && pvs_fits_mtu(frame, way->mtu);
+           frame->parsed.vid == way->vid && !frame->request.checksum && pvs_fits_mtu(frame, way->mtu);
 }
 
 /* Put the frames from number `i` on that go the same way on its lists, within the budget. How many they are. */
@@ -232,10 +256,11 @@ go_directly(struct pvs_worker *w, const struct pvs_fdb *fdb, uint32_t i, uint64_
 {
     const struct pvs_frame *frame = &w->source[i];
 
-    if (frame->parsed.src != source || source == 0 || pvs_mac_is_group(frame->parsed.dst) || frame->request.checksum)
+    if (pvs_key(frame->parsed.src, frame->parsed.vid) != source || source == 0 || pvs_mac_is_group(frame->parsed.dst) ||
+        frame->request.checksum)
         return NULL;
     struct pvs_fdb_hit hit = w->places_found ? pvs_fdb_find_at(fdb, &w->place[i], w->now_s)
-                                             : pvs_fdb_find(fdb, frame->parsed.dst, 0, w->now_s);
+                                             : pvs_fdb_find(fdb, frame->parsed.dst, frame->parsed.vid, w->now_s);
     struct pvs_destination *d = pvs_destination_of(w, (uint16_t)pvs_ref_index(hit.port_ref));
     if (hit.state == PVS_FDB_UNKNOWN || d == NULL || d->direct != hit.port_ref || !pvs_fits_mtu(frame, d->mtu))
         return NULL;
@@ -250,16 +275,18 @@ note_way(struct pvs_worker *w, struct way *way, uint32_t i)
     const struct pvs_verdict *v = &w->verdict;
     const struct pvs_frame *frame = &w->source[i];
     const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(frame->in_ref)];
-    struct way found = { .dst = frame->parsed.dst, .src = frame->parsed.src, .n = v->n_egress };
+    struct way found = {
+        .dst = frame->parsed.dst, .src = frame->parsed.src, .vid = frame->parsed.vid, .n = v->n_egress
+    };
 
     way->n = 0;
-    if (v->n_egress == 0 || v->learn || v->punt || !pvs_one_pair(in->port) ||
+    if (v->n_egress == 0 || v->learn || v->punt || !pvs_one_pair(in->port) || !in->plain ||
         (v->n_egress != 1 && v->n_egress != w->n_destinations))
         return;
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &w->tables->port[v->egress[k].port];
         struct pvs_destination *d = pvs_destination_of(w, v->egress[k].port);
-        if (v->egress[k].drop != PVS_DROP_none || !pvs_one_pair(out->port) || d == NULL || d->n == 0 ||
+        if (v->egress[k].drop != PVS_DROP_none || !pvs_one_pair(out->port) || !out->plain || d == NULL || d->n == 0 ||
             d->number[d->n - 1] != i)
             return;
         if (out->mtu != 0 && (found.mtu == 0 || out->mtu < found.mtu))
@@ -274,8 +301,11 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
                   bool *waiting)
 {
     const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(from->port->ref)];
-    const struct pvs_fdb *fdb = w->tables->bridge[in->bridge].fdb;
-    bool plain = pvs_one_pair(from->port); /* no queue pair is to be noted for what it sends */
+    const struct pvs_bridge_view *bridge = &w->tables->bridge[in->bridge];
+    const struct pvs_fdb *fdb = bridge->fdb;
+    struct pvs_vlan_counters *counted = bridge->counted;
+    /* no queue pair is to be noted for what it sends */
+    bool plain = pvs_one_pair(from->port) && in->plain;
     struct tally t = { 0 };
     struct way way = { 0 };
     uint64_t source = 0;
@@ -288,15 +318,19 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
     }
     w->source = frame;
     w->spent = 0;
+    w->edited.n = 0;
     w->places_found = pvs_fdb_is_large(fdb);
     if (w->places_found)
-        find_places(w, fdb, n);
+        find_places(w, fdb, in->vlan, n);
     while (done < n && w->spent < PVS_BUDGET) {
         const struct pvs_frame *f = &frame[done];
         uint32_t same = way.n != 0 ? go_same_way(w, &way, done, n) : 0;
         struct pvs_destination *d = NULL;
         if (same != 0) {
+            uint64_t before = t.bytes;
             tally_add(&t, f, same);
+            if (counted != NULL)
+                count_vlan(w, counted, f->parsed.vid, same, t.bytes - before);
             done += same;
             continue;
         }
@@ -306,7 +340,9 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
             from->progress.done = 0;
         } else if (plain && (d = go_directly(w, fdb, done, source)) != NULL) {
             if (followed)
-                way = (struct way){ .dst = f->parsed.dst, .src = source, .mtu = d->mtu, .n = 1, .first = d };
+                way = (struct way){
+                    .dst = f->parsed.dst, .src = f->parsed.src, .vid = f->parsed.vid, .mtu = d->mtu, .n = 1, .first = d
+                };
         } else if (forward_one(w, done, from, &source)) {
             way.n = 0; /* it may have changed what the FDB says, or broken a receiver */
             if (followed)
@@ -317,6 +353,8 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
             break;
         }
         tally_add(&t, f, 1);
+        if (counted != NULL && !f->malformed)
+            count_one(w, counted, f, d == NULL);
         done++;
     }
     pvs_deliver_lists(w);
@@ -332,6 +370,7 @@ pvs_forward_injected(struct pvs_worker *w, struct pvs_frame *frame)
     uint64_t source = 0;
 
     w->source = frame;
+    w->edited.n = 0;
     forward_one(w, 0, NULL, &source);
     pvs_deliver_lists(w);
 }

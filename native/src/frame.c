@@ -2,6 +2,8 @@
 /* frame.c - see frame.h. */
 #include "frame.h"
 
+#include <stddef.h>
+
 bool
 pvs_frame_pull(struct pvs_frame *frame, uint32_t len)
 {
@@ -27,6 +29,29 @@ pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c)
     pvs_cursor_write(c, frame->head, frame->head_len);
     for (uint32_t i = 0; i < frame->n_seg; i++)
         pvs_cursor_write(c, frame->seg[i].base, frame->seg[i].len);
+}
+
+void
+pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct pvs_edit *edit)
+{
+    uint32_t kept = PVS_TAG_OFFSET + edit->cut;
+    uint32_t at = PVS_TAG_OFFSET + (edit->push ? PVS_VLAN_HLEN : 0);
+    uint16_t longer = (uint16_t)(at - kept); /* modulo 2^16: shorter as well */
+
+    memcpy(to, from, offsetof(struct pvs_frame, head));
+    memcpy(to->head, from->head, PVS_TAG_OFFSET);
+    if (edit->push) {
+        uint32_t tag = __builtin_bswap32(edit->tag);
+        memcpy(to->head + PVS_TAG_OFFSET, &tag, sizeof tag);
+    }
+    pvs_copy(to->head + at, from->head + kept, from->head_len - kept);
+    to->head_len = (uint16_t)(to->head_len + longer);
+    to->len = to->len + at - kept;
+    to->parsed.l3_offset = (uint16_t)(to->parsed.l3_offset + longer);
+    if (to->request.checksum)
+        to->request.csum_start = (uint16_t)(to->request.csum_start + longer);
+    if (to->request.gso_type != VIRTIO_NET_HDR_GSO_NONE)
+        to->request.hdr_len = (uint16_t)(to->request.hdr_len + longer);
 }
 
 void

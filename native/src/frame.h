@@ -20,14 +20,43 @@
 #include "guest_memory.h"
 #include "virtio_abi.h"
 
-enum { PVS_HEAD = 128, PVS_HEAD_MAX = 512, PVS_ETH_HLEN = 14, PVS_VLAN_HLEN = 4 };
+enum { PVS_HEAD = 128, PVS_HEAD_MAX = 508, PVS_ETH_HLEN = 14, PVS_VLAN_HLEN = 4, PVS_TAG_OFFSET = 12 };
+enum { PVS_HEAD_EDITED = PVS_HEAD_MAX + PVS_VLAN_HLEN }; /* with a tag pushed */
 
 /* What parse found in the head. */
 struct pvs_parsed {
     uint64_t dst, src;  /* MAC addresses, first byte in bits 40-47 */
     uint16_t ethertype; /* behind the tags, host order */
     uint16_t l3_offset; /* where the L3 header begins */
+    uint16_t vid;       /* of the outermost tag; 0: none, or a priority tag */
+    uint16_t inner_vid; /* of the second */
 };
+
+/* How many tags there are: 0 to 2. */
+static inline uint32_t
+pvs_tags(const struct pvs_parsed *parsed)
+{
+    return (uint32_t)(parsed->l3_offset - PVS_ETH_HLEN) / PVS_VLAN_HLEN;
+}
+
+/* What becomes of the first bytes behind the MAC addresses; all zero: nothing. */
+struct pvs_edit {
+    uint8_t cut;  /* 4: the outermost tag is taken out */
+    bool push;    /* then `tag` is put there */
+    uint32_t tag; /* TPID << 16 | TCI */
+};
+
+static inline bool
+pvs_edit_is_same(const struct pvs_edit *a, const struct pvs_edit *b)
+{
+    return a->cut == b->cut && a->push == b->push && a->tag == b->tag;
+}
+
+static inline bool
+pvs_edit_is_nothing(const struct pvs_edit *edit)
+{
+    return edit->cut == 0 && !edit->push;
+}
 
 /* What the sender asks to have finished (virtio 1.2, 5.1.6.2). Checked by pvs_offload_check; all zero: nothing. */
 struct pvs_request {
@@ -51,7 +80,7 @@ struct pvs_frame {
     uint8_t pair;  /* the queue pair it came by */
     struct pvs_parsed parsed;
     struct pvs_request request;
-    _Alignas(64) uint8_t head[PVS_HEAD_MAX];
+    _Alignas(64) uint8_t head[PVS_HEAD_EDITED];
 };
 
 static inline uint32_t
@@ -110,6 +139,9 @@ bool pvs_frame_pull(struct pvs_frame *frame, uint32_t len);
 
 /* Write head and tail to `c`, which has room for frame->len bytes. */
 void pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c);
+
+/* Make `to` the frame with an edited head, and the same tail. It has been parsed and checked, and is not parsed again. */
+void pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct pvs_edit *edit);
 
 /* Make a frame over plain bytes, which it borrows. */
 void pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_t *bytes, uint32_t len);

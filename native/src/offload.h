@@ -82,7 +82,7 @@ struct pvs_pieces {
     bool sum; /* the L4 checksum is computed while copying */
     /* where its payload begins */
     struct pvs_cursor source;
-    uint8_t scratch[PVS_HEAD_MAX];
+    uint8_t scratch[PVS_HEAD_EDITED];
 };
 
 /* Begin with piece number `first` for a receiver that takes `taken`. False when there is none (first >= n). */

@@ -45,8 +45,15 @@ pvs_mac_is_link_local(uint64_t mac)
     return mac >> 4 == 0x0180c2000000 >> 4;
 }
 
-/* The rest of pvs_parse: there is a tag. */
-void pvs_parse_tags(struct pvs_frame *frame);
+/* An address in a VLAN, as one number. */
+static inline uint64_t
+pvs_key(uint64_t mac, uint16_t vid)
+{
+    return mac | (uint64_t)vid << 48;
+}
+
+/* The rest of pvs_parse: there is a tag. False (and `malformed` set) when one is cut short. */
+bool pvs_parse_tags(struct pvs_frame *frame);
 
 /* Fill frame->parsed. False (and `malformed` set) when there isn't even an Ethernet header. */
 static inline bool
@@ -68,8 +75,9 @@ pvs_parse(struct pvs_frame *frame)
     p->src = __builtin_bswap64(second) & PVS_MAC_BROADCAST;
     p->ethertype = __builtin_bswap16(type);
     p->l3_offset = PVS_ETH_HLEN;
+    p->vid = p->inner_vid = 0;
     if (p->ethertype == ETHERTYPE_8021Q || p->ethertype == ETHERTYPE_8021AD)
-        pvs_parse_tags(frame);
+        return pvs_parse_tags(frame);
     return true;
 }
 

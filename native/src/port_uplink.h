@@ -63,11 +63,11 @@ struct pvs_outbox {
     struct mmsghdr message[PVS_OUTBOX_BURST];
     struct virtio_net_hdr header[PVS_OUTBOX_BURST];
     uint32_t len[PVS_OUTBOX_BURST];
-    uint8_t head[PVS_OUTBOX_BURST][PVS_HEAD_MAX];
+    uint8_t head[PVS_OUTBOX_BURST][PVS_HEAD_EDITED];
     struct iovec part[PVS_OUTBOX_BURST][2 + PVS_OUTBOX_PARTS];
     bool bounced; /* the last frame lies in `bounce`: there is no room for another */
     bool stuck;   /* what kept the next frame from going keeps those behind it as well */
-    uint8_t bounce[PVS_UPLINK_HEADER + PVS_MAX_FRAME];
+    uint8_t bounce[PVS_UPLINK_HEADER + PVS_MAX_FRAME + PVS_VLAN_HLEN];
 };
 
 static inline struct pvs_uplink *

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * switch.c - the control thread's side of the data plane: life, commands, tables, and what comes up (pvs_api.h).
+ * switch.c - the control thread's side of the data plane: life, commands, and what comes up (pvs_api.h).
  */
 #include "copy.h"
 #include "switch.h"
@@ -86,7 +86,7 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
     switch (command->op) {
     case PVS_OP_PUBLISH:
         sw->publishing--;
-        free(command->publish.old);
+        pvs_tables_free(command->publish.old);
         break;
     case PVS_OP_RING_START:
     case PVS_OP_RING_STOP:
@@ -135,7 +135,7 @@ pvs_switch_destroy(struct pvs_switch *sw)
             pvs_port_destroy(port);
         }
     }
-    free(sw->tables);
+    pvs_tables_free(sw->tables);
     if (sw->wake_fd >= 0)
         close(sw->wake_fd);
     free(sw);
@@ -321,66 +321,6 @@ pvs_reap(struct pvs_switch *sw, uint64_t *seq, int64_t *result, int max)
         }
     }
     return n;
-}
-
-/* ---- tables ---- */
-
-static int
-tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports,
-            const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
-{
-    for (uint32_t b = 0; b < n_bridges; b++)
-        t->bridge[b] = (struct pvs_bridge_view){ .fdb = bridges[b].fdb,
-                                                 .forward_bpdu = bridges[b].forward_bpdu,
-                                                 .flood_unknown = bridges[b].flood_unknown,
-                                                 .punt_bpdu = bridges[b].punt_bpdu };
-    for (uint32_t p = 0; p < n_ports; p++) {
-        struct pvs_port *port = ports[p].port;
-        struct pvs_port_view *view = &t->port[pvs_ref_index(port->ref)];
-        if (ports[p].bridge >= n_bridges || view->ref != 0)
-            return -EINVAL;
-        *view = (struct pvs_port_view){ .ref = port->ref,
-                                        .mtu = ports[p].mtu,
-                                        .backpressure_ns = ports[p].backpressure_ms * 1000000ULL,
-                                        .bridge = ports[p].bridge,
-                                        .enabled = ports[p].enabled,
-                                        .rx_up = &port->rx_up,
-                                        .port = port };
-    }
-    uint16_t *place = t->members;
-    for (uint32_t b = 0; b < n_bridges; b++) {
-        t->bridge[b].member = place;
-        for (uint16_t p = 0; p < PVS_MAX_PORTS; p++)
-            if (t->port[p].ref != 0 && t->port[p].bridge == b && t->port[p].enabled)
-                *place++ = p;
-        t->bridge[b].n_members = (uint16_t)(place - t->bridge[b].member);
-    }
-    return 0;
-}
-
-int64_t
-pvs_publish(struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
-            const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
-{
-    int rc;
-
-    if (n_ports > PVS_MAX_PORTS || n_bridges > PVS_MAX_BRIDGES)
-        return -EINVAL;
-    struct pvs_command *command = pvs_command_new(sw, PVS_OP_PUBLISH, 0, &rc);
-    if (command == NULL)
-        return rc;
-    struct pvs_tables *tables = calloc(1, sizeof *tables);
-    rc = tables == NULL ? -ENOMEM : tables_fill(tables, ports, n_ports, bridges, n_bridges);
-    if (rc != 0) {
-        free(tables);
-        free(command);
-        return rc;
-    }
-    command->publish.tables = tables;
-    command->publish.old = sw->tables;
-    sw->tables = tables;
-    sw->publishing++;
-    return pvs_command_submit(sw, command);
 }
 
 /* ---- what comes up ---- */

@@ -2,7 +2,7 @@
 /*
  * switch.h - what the control thread owns: the workers, the port indices, the commands under way.
  *
- * Shared by the files that implement pvs_api.h (switch.c, ports.c); nobody else may include it.
+ * Shared by the files that implement pvs_api.h (switch.c, tables.c, ports.c, uplinks.c, moves.c); nobody else may include it.
  */
 #ifndef PVS_SWITCH_H
 #define PVS_SWITCH_H
@@ -39,6 +39,8 @@ void pvs_queue_command_finish(struct pvs_queue *queue, enum pvs_op op, int64_t r
 void pvs_move_released(struct pvs_switch *sw, struct pvs_command *command);
 /* And the second: a stop that was kept back goes on its way. */
 void pvs_move_adopted(struct pvs_queue *queue);
+
+void pvs_tables_free(struct pvs_tables *tables);
 
 /* ---- between ports.c and uplinks.c ---- */
 

@@ -24,6 +24,9 @@
 #include "hold.h"
 #include "port_uplink.h"
 
+/* Edited frames of a burst: two forms of each. */
+enum { PVS_EDITED = 2 * PVS_BURST };
+
 /* Bytes times copies (and 64 for each segment) that one queue may cost in one turn before the others have theirs. */
 enum { PVS_BUDGET = 512 * 1024 };
 
@@ -50,11 +53,25 @@ struct pvs_worker_perf {
 /* Copies of a burst that are to be written into one receive ring. */
 struct pvs_destination {
     struct pvs_ring *ring;
+    const struct pvs_frame *base; /* what `number` counts from: the burst's frames, or its edited ones */
     uint32_t direct; /* its port's reference, if what the FDB sends there may be added just so; 0: it may not */
     uint32_t mtu;    /* that has to be enforced then; 0 = none */
     uint16_t index;  /* its port's */
     uint32_t n;
-    uint8_t number[PVS_BURST]; /* which frames of the burst */
+    uint8_t number[PVS_BURST]; /* which frames */
+};
+
+/*
+ * Frames of a burst as they leave by some of their ports: each the head of one, edited, before the same tail. They stay, as the
+ * burst's own do, until what is on lists and in the outbox has left.
+ */
+struct pvs_edited {
+    uint32_t n;
+    struct {
+        uint8_t number; /* of the burst's */
+        struct pvs_edit edit;
+    } of[PVS_EDITED];
+    struct pvs_frame frame[PVS_EDITED];
 };
 
 struct pvs_worker {
@@ -85,6 +102,7 @@ struct pvs_worker {
     bool wake_control;
 
     struct pvs_burst burst;
+    struct pvs_edited edited;
     const struct pvs_frame *source;         /* the frames of the burst at hand */
     uint64_t taken_packets, taken_bytes;    /* those of it that have left, and were well-formed */
     uint32_t n_destinations;                /* rings that copies of it go to */
@@ -139,9 +157,9 @@ void pvs_drop_received(struct pvs_worker *worker, struct pvs_queue *from, const 
  */
 bool pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
                  struct pvs_queue *from);
-/* The same for frame number `number` of the burst at hand, which may be written only by pvs_deliver_lists. */
+/* The same for frame number `number` of the burst at hand, edited; it may be written only by pvs_deliver_lists. */
 bool pvs_deliver_in_burst(struct pvs_worker *worker, const struct pvs_port_view *out, uint32_t number,
-                          struct pvs_queue *from);
+                          const struct pvs_edit *edit, struct pvs_queue *from);
 /* The list that copies for a port are on, if there is one. */
 static inline struct pvs_destination *
 pvs_destination_of(struct pvs_worker *worker, uint16_t port)
@@ -157,12 +175,12 @@ pvs_copy_cost(const struct pvs_frame *frame)
     return frame->len + 64 * (frame->n_seg + 1);
 }
 
-/* Put frame number `number` of the burst at hand on a list. */
+/* Put a frame on a list, by its number. */
 static inline void
 pvs_destination_add(struct pvs_worker *worker, struct pvs_destination *destination, uint32_t number)
 {
     destination->number[destination->n++] = (uint8_t)number;
-    worker->spent += pvs_copy_cost(&worker->source[number]);
+    worker->spent += pvs_copy_cost(&destination->base[number]);
 }
 
 /* Write what pvs_deliver_in_burst has put on lists. */

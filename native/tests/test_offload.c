@@ -270,13 +270,13 @@ TEST(offload_gso_under_tags_options_and_extension_headers)
     }
 }
 
-TEST(offload_gso_head_of_512_bytes)
+TEST(offload_gso_head_of_full_length)
 {
     struct recipe r = TCP6;
     r.n_extension = 1;
     r.extension[0] = DESTINATION;
     r.extension_len[0] = 400;
-    r.tcp_options = 36; /* 14 + 40 + 400 + 56 = 510 */
+    r.tcp_options = 32; /* 14 + 40 + 400 + 52 = 506 */
     tail_cut = room_cut = ODD_CUTS;
     check_all_segments(&r, 1400, 0);
     check_all_segments(&r, 3, PVS_OFFLOAD_CSUM);

@@ -98,9 +98,9 @@ TEST(offload_checksum_of_anything_within_bounds)
 {
     static const uint32_t pairs[][3] = {
         /* csum_start, csum_offset, good */
-        { 14, 0, 1 },     { 13, 0, 0 },    { 0, 0, 0 },      { 14, 496, 1 },    { 14, 497, 0 },
-        { 510, 0, 1 },    { 511, 0, 0 },   { 0xffff, 0, 0 }, { 14, 0xffff, 0 }, { 0xffff, 0xffff, 0 },
-        { 0xfffe, 2, 0 }, { 100, 412, 0 }, { 100, 410, 1 },
+        { 14, 0, 1 },     { 13, 0, 0 },    { 0, 0, 0 },      { 14, 492, 1 },    { 14, 493, 0 },
+        { 506, 0, 1 },    { 507, 0, 0 },   { 0xffff, 0, 0 }, { 14, 0xffff, 0 }, { 0xffff, 0xffff, 0 },
+        { 0xfffe, 2, 0 }, { 100, 408, 0 }, { 100, 406, 1 },
     };
     struct virtio_net_hdr header = cooked_header(&UDP4, 0);
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {

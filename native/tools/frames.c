@@ -32,9 +32,10 @@ struct scenario {
     uint32_t batch;         /* frames posted at once; 0: nothing is sent, and empty polls are counted */
     uint32_t len;           /* bytes of a frame */
     uint32_t rx_buf_size;
-    uint32_t macs;       /* addresses behind guest 1 */
-    uint16_t gso_size;   /* of TCP frames that are not cut yet; 0: plain frames */
-    bool flood, in_turn; /* to all others: each frame, or one after the other */
+    uint32_t macs;              /* addresses behind guest 1 */
+    uint16_t gso_size;          /* of TCP frames that are not cut yet; 0: plain frames */
+    bool flood, in_turn;        /* to all others: each frame, or one after the other */
+    uint8_t from_mode, to_mode; /* enum pvs_vlan_mode of guest 0 and of the others; not trunk: with tag 10 */
 };
 
 static const struct scenario scenarios[] = {
@@ -65,6 +66,17 @@ static const struct scenario scenarios[] = {
     { .name = "split mrg 64 B, to 7 in turn", .guests = 8, .batch = 64, .len = 64, .in_turn = true },
     { .name = "split mrg 64 B, 65536 MACs", .guests = 2, .batch = 64, .len = 64, .macs = MANY_MACS },
     { .name = "split mrg 64 B, 62 idle ports", .guests = 64, .batch = 64, .len = 64 },
+    { .name = "split mrg 64 B, access to access port",
+      .guests = 2,
+      .batch = 64,
+      .len = 64,
+      .from_mode = PVS_VLAN_ACCESS,
+      .to_mode = PVS_VLAN_ACCESS },
+    { .name = "split mrg 64 B, access port to trunk",
+      .guests = 2,
+      .batch = 64,
+      .len = 64,
+      .from_mode = PVS_VLAN_ACCESS },
     { .name = "poll of an empty ring, of 64", .guests = 64 },
 };
 
@@ -104,7 +116,10 @@ connect_guests(const struct scenario *s, const struct pvd_conf *conf)
     for (uint32_t i = 0; i < s->guests; i++) {
         CHECK_EQ(pvs_port_create(lab.sw, 1, &guest[i].port), 0);
         CHECK_EQ(pvd_guest_create(conf, &guest[i].guest), 0);
-        ports[i] = (struct pvs_port_conf){ .port = guest[i].port, .enabled = true };
+        uint8_t mode = i == 0 ? s->from_mode : s->to_mode;
+        ports[i] = (struct pvs_port_conf){
+            .port = guest[i].port, .enabled = true, .vlan_mode = mode, .tag = mode == PVS_VLAN_TRUNK ? 0 : 10
+        };
     }
     lab.conf.bridge.fdb = lab.fdb;
     CHECK_EQ(lab_wait(&lab, pvs_publish(lab.sw, ports, s->guests, &lab.conf.bridge, 1)), 0);

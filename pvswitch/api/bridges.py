@@ -64,6 +64,13 @@ async def delete_bridge(call: Call) -> web.Response:
     return no_content(call)
 
 
+async def list_vlans(call: Call) -> web.Response:
+    """List the VLANs that a bridge's ports name, or whose frames came to them."""
+    name = call.path("br")
+    _check_bridge(call, name)
+    return reply(await page_of_many(call.dataplane.vlans(name), lambda vlan: f"{vlan.vid:04}", call.query))
+
+
 # ---- forwarding database ----
 
 

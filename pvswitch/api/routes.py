@@ -30,7 +30,7 @@ from pvswitch.api.schemas import (
 )
 from pvswitch.events import TYPES, EventStream
 from pvswitch.model import MAX_PAIRS, Bridge, Revision, SwitchConfig
-from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, WorkerPerf
+from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -129,6 +129,7 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", _BRIDGE, bridges.put_bridge, BridgeResource, Bridge, problems=_EDIT, creates=True),
     Route("PATCH", _BRIDGE, bridges.patch_bridge, BridgeResource, MergePatch, problems=_PATCH),
     Route("DELETE", _BRIDGE, bridges.delete_bridge, problems=(404, *_EDIT)),
+    Route("GET", f"{_BRIDGE}/vlans", bridges.list_vlans, Page[VlanInfo], query=PAGING, problems=(404,)),
     Route("GET", _FDB, bridges.list_fdb, Page[FdbEntry], query=(*_FDB_FILTER, *PAGING), problems=(404,)),
     Route("DELETE", _FDB, bridges.flush_fdb, query=_FDB_FILTER, problems=(404, *_EDIT)),
     Route("GET", _ENTRY, bridges.get_fdb, FdbEntry, problems=(404,)),

@@ -45,10 +45,18 @@ class Ovs:
 
     `macs` addresses fit into its table, `mtu` is that of all ports. `tso` is its `userspace-tso-enable`; as only ports
     of type dpdkvhostuserclient offer TSO then, all are, and it is the guests that have to listen on `sockets`.
+    `settings` are further ones of its start, as `other_config:key=value`.
     """
 
     def __init__(
-        self, ports: Sequence[str], *, pmd_cpu: int = 0, macs: int = 8192, mtu: int = 1500, tso: bool = False
+        self,
+        ports: Sequence[str],
+        *,
+        pmd_cpu: int = 0,
+        macs: int = 8192,
+        mtu: int = 1500,
+        tso: bool = False,
+        settings: Sequence[str] = (),
     ) -> None:
         """Nothing is started yet; the folder is made."""
         self._ports = ports
@@ -56,6 +64,7 @@ class Ovs:
         self._macs = macs
         self._mtu = mtu
         self._tso = tso
+        self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix="pvswitch-ovs-"))
         self._daemons: list[asyncio.subprocess.Process] = []
         self._environment = {
@@ -120,6 +129,10 @@ class Ovs:
             processing_cycles_per_packet=number(r"avg processing cycles per packet: ([\d.]+)"),
         )
 
+    async def set(self, table: str, record: str, *columns: str) -> None:
+        """Set columns of a record, as `ovs-vsctl set` does."""
+        await self._vsctl("set", table, record, *columns)
+
     async def addresses(self) -> int:
         """Return how many addresses the bridge knows."""
         output = await self._appctl("fdb/stats-show", "br0")
@@ -144,6 +157,7 @@ class Ovs:
             f"other_config:userspace-tso-enable={str(self._tso).lower()}",
             "other_config:dpdk-socket-mem=1024",
             "other_config:dpdk-extra=--no-pci --in-memory --file-prefix pvswitch-ovs",
+            *self._settings,
         )
         await self._daemon(
             *(VSWITCHD, f"unix:{socket}", f"--unixctl={self._folder}/switch.ctl"),

@@ -34,9 +34,9 @@ def bridges(context: typer.Context, incomplete: str) -> list[str]:
 def shown(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names that `show` takes after its subject."""
     subject = str(context.params.get("subject"))
-    return {"ports": ports, "stats": ports, "bridges": bridges, "fdb": bridges}.get(subject, _nothing)(
-        context, incomplete
-    )
+    return {"ports": ports, "stats": ports, "bridges": bridges, "fdb": bridges, "vlans": bridges}.get(
+        subject, _nothing
+    )(context, incomplete)
 
 
 def port_keys(incomplete: str) -> list[str]:

@@ -25,6 +25,7 @@ class Subject(StrEnum):
     PORTS = "ports"
     BRIDGES = "bridges"
     FDB = "fdb"
+    VLANS = "vlans"
     STATS = "stats"
     PERF = "perf"
     EVENTS = "events"

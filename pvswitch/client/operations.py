@@ -31,7 +31,7 @@ from pvswitch.client.faces import operation, stream
 from pvswitch.client.transport import ANY, Reply, Transport
 from pvswitch.errors import PvswitchError
 from pvswitch.model import Revision, SwitchConfig
-from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, WorkerPerf
+from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
 from pvswitch.values import ELSEWHERE
 
 __all__ = ["Config", "Operations", "PlanResult"]
@@ -117,6 +117,11 @@ class Operations:
     async def delete_bridge(self, name: str, *, if_match: str | None = None) -> None:
         """Remove a bridge that has no ports."""
         await self._send("DELETE", bridge_path(name), None, if_match)
+
+    @operation
+    async def vlans(self, bridge: str) -> list[VlanInfo]:
+        """Return the VLANs of a bridge: members and counters."""
+        return await self._pages(VlanInfo, f"{bridge_path(bridge)}/vlans")
 
     # ---- addresses ----
 

@@ -33,6 +33,7 @@ from pvswitch.datapath.records import (
     UplinkConf,
 )
 from pvswitch.datapath.switch import BridgeView, Datapath, PortView
+from pvswitch.datapath.vlan import VlanCounters, VlanView
 
 __all__ = [
     "COUNTERS",
@@ -56,6 +57,8 @@ __all__ = [
     "RingConf",
     "RingStatus",
     "UplinkConf",
+    "VlanCounters",
+    "VlanView",
     "broken_reason",
     "format_mac",
     "now_ns",

@@ -12,6 +12,7 @@ from pvswitch.datapath.core import PUNT_REASONS, broken_reason, check, ffi, form
 from pvswitch.datapath.fdb import Fdb
 from pvswitch.datapath.handles import DatapathHandle, DatapathPort, DatapathUplink
 from pvswitch.datapath.records import Event, Perf, Punt
+from pvswitch.datapath.vlan import VlanCounters, VlanView, vlan_bits, vlan_mode
 
 _POLLING = {
     "adaptive": lib.PVS_POLL_ADAPTIVE,
@@ -42,6 +43,8 @@ class PortView:
     enabled: bool = True
     mtu: int = 0
     backpressure_ms: int = 0
+    vlan: VlanView | None = None
+    isolated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class BridgeView:
     forward_bpdu: bool = True
     flood_unknown: bool = True
     punt_bpdu: bool = False
+    vlans: VlanCounters | None = None  # None: nothing is counted by VLAN
 
 
 class Datapath:
@@ -124,6 +128,10 @@ class Datapath:
         """Return a new uplink with so many queues; OSError ENOSPC when all port indices are taken."""
         return DatapathUplink(self, queues)
 
+    def vlan_counters(self) -> VlanCounters:
+        """Return counters for the VLANs of a bridge."""
+        return VlanCounters(self._switch)
+
     async def command(self, submit: Callable[[], int]) -> int:
         """Submit a command and wait until every worker has carried it out; return its result."""
         assert self._loop is not None, "attach() or start() first"
@@ -138,12 +146,21 @@ class Datapath:
         """Make these the tables that every worker forwards by, at once and as a whole."""
         p = ffi.new("struct pvs_port_conf[]", max(1, len(ports)))
         b = ffi.new("struct pvs_bridge_conf[]", max(1, len(bridges)))
+        sets = []  # what `p` points to
         for i, view in enumerate(ports):
             p[i].port, p[i].bridge = view.port._port, view.bridge
             p[i].enabled, p[i].mtu, p[i].backpressure_ms = view.enabled, view.mtu, view.backpressure_ms
+            p[i].isolated = view.isolated
+            if view.vlan is not None:
+                p[i].vlan_mode, p[i].tag = vlan_mode(view.vlan), view.vlan.tag
+                if view.vlan.vlans is not None:
+                    sets.append(vlan_bits(view.vlan.vlans))
+                    p[i].vlans = sets[-1]
         for i, bridge in enumerate(bridges):
             b[i].fdb, b[i].punt_bpdu = bridge.fdb._fdb, bridge.punt_bpdu
             b[i].forward_bpdu, b[i].flood_unknown = bridge.forward_bpdu, bridge.flood_unknown
+            if bridge.vlans is not None:
+                b[i].vlan_counters = bridge.vlans.counters
         await self.command(lambda: lib.pvs_publish(self._switch, p, len(ports), b, len(bridges)))
 
     def perf(self, worker: int) -> Perf:

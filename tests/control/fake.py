@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pvswitch import vlan
 from pvswitch.controller import plan
 from pvswitch.errors import ApplyError
 from pvswitch.model import SwitchConfig, VhostUserPort
@@ -17,6 +18,7 @@ from pvswitch.state import (
     QueueMove,
     QueuePerf,
     Rebalance,
+    VlanInfo,
     WorkerLoads,
     WorkerPerf,
     link_message,
@@ -95,6 +97,19 @@ class FakeDataplane:
 
     def fdb_count(self, bridge: str) -> int:
         return len(self.fdb(bridge))
+
+    def vlans(self, bridge: str) -> list[VlanInfo]:
+        ports = {name: self.config.ports[name] for name in self.config.bridge_ports(bridge)}
+        return [
+            VlanInfo(
+                name=str(vid),
+                vid=vid,
+                members=[m for name, port in ports.items() if (m := vlan.member(name, vlan.rules(port), vid))],
+                packets=vid,
+                bytes=64 * vid,
+            )
+            for vid in sorted(vlan.named(ports.values()))
+        ]
 
     def lost(self) -> dict[str, int]:
         return {"events": 3}

@@ -139,7 +139,7 @@ async def test_apply_changes_nothing_when_somebody_else_was_faster(
 
 async def test_apply_gives_the_switchs_errors_their_lines(pv: Command, switch: Switch, tmp_path: Path) -> None:
     file = tmp_path / "lab.yaml"
-    file.write_text("ports:\n  vm1:\n    mtu: 1\n    tag: 5\n")
+    file.write_text("ports:\n  vm1:\n    mtu: 1\n    tag: 5000\n")
     etag = switch.controller.etag
     result = await pv("apply", str(file))
     assert result.status == 1
@@ -183,10 +183,10 @@ async def test_refusals_are_one_line_with_status_1(pv: Command, switch: Switch) 
         assert (result.status, result.out) == (1, ""), arguments
         assert result.err.startswith(message), arguments
         assert result.err.count("\n") == 1
-    two = await pv("port", "set", "vm1", "mtu=1", "vlan_mode=access")
+    two = await pv("port", "set", "vm1", "mtu=1", "port_security.max_macs=1")
     assert two.err.splitlines() == [
         "ports.vm1.mtu: must be at least 68",
-        "ports.vm1.vlan_mode: `vlan_mode` is not available in this version",
+        "ports.vm1.port_security: `port_security` is not available in this version",
     ]
     assert switch.controller.etag == etag
 
@@ -195,7 +195,7 @@ async def test_refusals_are_one_line_with_status_1(pv: Command, switch: Switch) 
     "arguments",
     [
         ("frobnicate",),
-        ("show", "vlans"),
+        ("show", "tunnels"),
         ("show", "--format", "xml"),
         ("port", "set", "vm1", "mtu"),
         ("port", "set", "vm1", "=5"),

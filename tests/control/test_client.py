@@ -47,6 +47,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "attach": lambda c: c.attach("p", qemu_version="9.2", accel="tcg", memory="1G", queues=2),
     "put_fdb": lambda c: c.put_fdb("new", MAC, "p"),
     "fdb_entry": lambda c: c.fdb_entry("new", MAC),
+    "vlans": lambda c: c.vlans("new"),
     "fdb": lambda c: c.fdb("new", port="p", vid=0, type="static"),
     "delete_fdb": lambda c: c.delete_fdb("new", MAC),
     "flush_fdb": lambda c: c.flush_fdb("new", port="p", vid=0),

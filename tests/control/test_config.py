@@ -58,7 +58,7 @@ def test_malformed_files_name_every_place(path: Path, what: str) -> None:
 
 
 def test_every_error_has_its_line(path: Path) -> None:
-    text = "bridges:\n  a: {}\n  b: {}\nports:\n  vm1:\n    mtu: big\n    mtuu: 1\n  vm2: {bridge: a, tag: 5}\n"
+    text = "bridges:\n  a: {}\n  b: {}\nports:\n  vm1:\n    mtu: big\n    mtuu: 1\n  vm2: {bridge: a, tag: 5000}\n"
     found = [(problem.line, problem.column, problem.place) for problem in problems(path, text)]
     assert found == [
         (6, 5, "ports.vm1.mtu"),
@@ -69,7 +69,7 @@ def test_every_error_has_its_line(path: Path) -> None:
 
 
 def test_the_text_of_an_error_is_one_line_each(path: Path) -> None:
-    path.write_text("ports: {vm1: {mtu: 1, tag: 2}}\n")
+    path.write_text("ports: {vm1: {mtu: 1, tag: 0}}\n")
     with pytest.raises(ConfigError) as caught:
         load(path)
     lines = str(caught.value).splitlines()

@@ -27,7 +27,8 @@ from tests.bench_switch import (
     PortSetup,
     guest_conf,
 )
-from tests.property.reference import Bridge, Guest, Port, ReferenceSwitch
+from tests.property.reference import Address, Bridge, Guest, Port, ReferenceSwitch
+from tests.vlans import ALL, Mode
 
 PORTS = ("p0", "p1", "p2", "p3")
 BRIDGES = ("br0", "br1")
@@ -47,7 +48,21 @@ FEATURES = [
 
 destinations = st.sampled_from(HOSTS * 3 + GROUPS + LINK_LOCAL)
 sources = st.sampled_from(HOSTS * 4 + [bytes(6), GROUPS[1]])
-tags = st.lists(st.sampled_from([b"\x81\x00\x00\x07", b"\x88\xa8\x20\x05", b"\x81\x00\xff\xff"]), max_size=3)
+# VLANs 7 and 5, one that is reserved, a priority tag
+tags = st.lists(
+    st.sampled_from([b"\x81\x00\x00\x07", b"\x88\xa8\x20\x05", b"\x81\x00\xff\xff", b"\x81\x00\xb0\x00"]),
+    max_size=3,
+).map(b"".join)
+vlan_sets = st.just(ALL) | st.frozensets(st.sampled_from([0, 5, 7, 4095]), max_size=3)
+modes = st.one_of(
+    st.just(Mode()),
+    st.builds(Mode, st.just("access"), st.sampled_from([5, 7])),
+    st.builds(Mode, trunks=vlan_sets),
+    st.builds(Mode, st.sampled_from(["native-tagged", "native-untagged"]), st.sampled_from([5, 7]), vlan_sets),
+    st.builds(Mode, st.just("dot1q-tunnel"), st.sampled_from([5, 7]), cvlans=vlan_sets),
+)
+vids = st.sampled_from([0, 0, 5, 7])
+TRUNK = Mode()
 # Around everything that has an edge: the head (128), the size bins, the MTUs below, one and several buffers.
 sizes = st.one_of(
     st.integers(40, 60),
@@ -62,8 +77,10 @@ bridges = st.sampled_from(BRIDGES)
 
 
 @st.composite
-def frames(draw: st.DrawFn, source: bytes | None = None) -> bytes:
-    head = draw(destinations) + (source or draw(sources)) + b"".join(draw(tags)) + b"\x88\xb5"
+def frames(draw: st.DrawFn, source: tuple[bytes, bytes] | None = None) -> bytes:
+    """Of a source, and with tags, where they are given."""
+    mac, own_tags = source or (draw(sources), draw(tags))
+    head = draw(destinations) + mac + own_tags + b"\x88\xb5"
     seed = draw(st.integers(0, 255))
     return head + bytes((seed + i * 7) & 0xFF for i in range(draw(sizes)))
 
@@ -127,14 +144,14 @@ class BridgeMachine(RuleBasedStateMachine):
     def some_pair(self, name: str, data: st.DataObject) -> int:
         return data.draw(st.integers(0, self.switch.ports[name].guest.conf.queue_pairs - 1))
 
-    def held(self, bridge: str) -> set[bytes]:
-        return {mac_bytes(mac) for mac in self.switch.fdb_items(bridge, expired=True)}
+    def held(self, bridge: str) -> set[Address]:
+        return {(vid, mac_bytes(mac)) for vid, mac in self.switch.fdb_items(bridge, expired=True)}
 
     # ---- traffic ----
 
-    @rule(name=names, data=st.data(), source=sources)
-    def send(self, name: str, data: st.DataObject, source: bytes) -> None:
-        """A burst of one source, so that at most one address is learned."""
+    @rule(name=names, data=st.data(), source=st.tuples(sources, tags))
+    def send(self, name: str, data: st.DataObject, source: tuple[bytes, bytes]) -> None:
+        """A burst of one source in one VLAN, so that at most one address is learned."""
         port = self.model.ports[name]
         if port.guest is None:
             return
@@ -197,20 +214,20 @@ class BridgeMachine(RuleBasedStateMachine):
 
     # ---- FDB ----
 
-    @rule(bridge=bridges, mac=st.sampled_from(HOSTS), name=names)
-    def set_static(self, bridge: str, mac: bytes, name: str) -> None:
+    @rule(bridge=bridges, mac=st.sampled_from(HOSTS), vid=vids, name=names)
+    def set_static(self, bridge: str, mac: bytes, vid: int, name: str) -> None:
         ref, number = self.model.ports[name].ref, 0
         try:
-            self.switch.fdbs[bridge].set_static(mac, 0, ref)
+            self.switch.fdbs[bridge].set_static(mac, vid, ref)
         except OSError as error:
             number = error.errno or -1
-        done = self.model.set_static(bridge, mac, ref, self.held(bridge))
+        done = self.model.set_static(bridge, (vid, mac), ref, self.held(bridge))
         assert number == (0 if done else errno.ENOSPC)
 
-    @rule(bridge=bridges, mac=st.sampled_from(HOSTS))
-    def remove(self, bridge: str, mac: bytes) -> None:
-        was_there = self.model.bridges[bridge].table.pop(mac, None) is not None
-        assert self.switch.fdbs[bridge].remove(mac, 0) == was_there
+    @rule(bridge=bridges, mac=st.sampled_from(HOSTS), vid=vids)
+    def remove(self, bridge: str, mac: bytes, vid: int) -> None:
+        was_there = self.model.bridges[bridge].table.pop((vid, mac), None) is not None
+        assert self.switch.fdbs[bridge].remove(mac, vid) == was_there
 
     @rule(
         bridge=bridges,
@@ -225,12 +242,14 @@ class BridgeMachine(RuleBasedStateMachine):
 
     # ---- configuration ----
 
-    @rule(name=names, enabled=st.booleans(), mtu=mtus, bridge=bridges)
-    def configure_port(self, name: str, enabled: bool, mtu: int, bridge: str) -> None:
-        """Changing the bridge leaves entries on the old one, which must not be followed there."""
-        self.switch.publish({name: PortSetup(bridge, enabled, mtu)})
+    @rule(name=names, enabled=st.booleans(), mtu=mtus, bridge=bridges, vlan=modes, isolated=st.booleans())
+    def configure_port(
+        self, name: str, enabled: bool, mtu: int, bridge: str, vlan: Mode = TRUNK, isolated: bool = False
+    ) -> None:
+        """Changing the bridge, or VLANs, leaves entries where they were, which must not be followed there."""
+        self.switch.publish({name: PortSetup(bridge, enabled, mtu, vlan=vlan.view, isolated=isolated)})
         port = self.model.ports[name]
-        port.bridge, port.enabled, port.mtu = bridge, enabled, mtu
+        port.bridge, port.enabled, port.mtu, port.vlan, port.isolated = bridge, enabled, mtu, vlan, isolated
 
     @rule(bridge=bridges, forward=st.booleans(), flood=st.booleans(), punt=st.booleans())
     def configure_bridge(self, bridge: str, forward: bool, flood: bool, punt: bool) -> None:
@@ -295,13 +314,13 @@ class BridgeMachine(RuleBasedStateMachine):
     def same_fdb(self) -> None:
         for name, bridge in self.model.bridges.items():
             seen = {
-                mac: (i.port, i.static, i.age if not i.static else 0, i.vid)
-                for mac, i in self.switch.fdb_items(name).items()
+                address: (i.port, i.static, i.age if not i.static else 0)
+                for address, i in self.switch.fdb_items(name).items()
             }
             now = self.switch.now_s
             assert seen == {
-                mac.hex(":"): (e.port, e.static, 0 if e.static else now - e.seen, 0)
-                for mac, e in bridge.live(now).items()
+                (vid, mac.hex(":")): (e.port, e.static, 0 if e.static else now - e.seen)
+                for (vid, mac), e in bridge.live(now).items()
             }
             assert len(self.switch.fdbs[name]) == len(bridge.table)
 
@@ -315,7 +334,7 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_reports(self) -> None:
-        events = [(e.kind, e.port, mac_bytes(e.mac), e.old_port) for e in self.switch.take_events()]
+        events = [(e.kind, e.port, (e.vid, mac_bytes(e.mac)), e.old_port) for e in self.switch.take_events()]
         expected, self.model.events = self.model.events, []
         assert events == expected
         punts = [(p.port, p.frame) for p in self.switch.take_punts()]

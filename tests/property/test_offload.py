@@ -53,7 +53,7 @@ FRAMES = int(os.environ.get("PVSWITCH_TEST_FRAMES", "600"))
 NEEDS_CSUM, ECN = 1, 0x80
 CSUM, TSO4, TSO6, TAKES_ECN, USO4, USO6 = 1, 2, 4, 8, 16, 32
 ALL = 63
-HEAD_MAX, MAX_PIECES = 512, 2048
+HEAD_MAX, MAX_PIECES = 508, 2048
 MALFORMED, ACCEPTED = 0, 1
 # gso_type (virtio 1.2, 5.1.6) and the bit that it needs
 GSO = {("tcp", 4): (1, TSO4), ("tcp", 6): (4, TSO6), ("udp", 4): (5, USO4), ("udp", 6): (5, USO6)}
@@ -329,7 +329,7 @@ TCP_OPTIONS = st.sampled_from(
 TAGS = st.sampled_from(["", "", "Q", "AQ", "QQ"])
 FLAGS = st.sampled_from(["A", "PA", "FA", "FPA", "CA", "CEA", "FPACE", "S", "RA", "UPA", "", "FPACENU"])
 NUMBERS = st.sampled_from([0, 1, 7, 0xFFF0, 0xFFFF, 0xFFFFFC00, 0xFFFFFFFF, 0x12345678])
-# around the borders of the head (128 and 512 bytes), of an MTU and of IP
+# around the borders of the head (128 and 508 bytes), of an MTU and of IP
 LENGTHS = st.one_of(
     st.integers(60, 3000),
     st.integers(0, 200),

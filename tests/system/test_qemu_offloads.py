@@ -8,7 +8,6 @@ Three guests: vm1 and vm2 have every offload, the third has one interface for ea
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ import pytest_asyncio
 
 from pvswitch.process import SwitchProcess
 from pvswitch.vm import Image, Machine, Nic, accelerator, qemu_version
+from tests.system.captures import COMPLAINT, capture, end_capture, recorded
 from tests.system.conftest import StartSwitch, boot_all, from_environment, machine_on, transfer
 from tests.system.traffic import udp_rounds
 
@@ -27,7 +27,6 @@ MEGABYTES = from_environment("PVSWITCH_TEST_MEGABYTES", 3)
 UDP_ROUNDS = from_environment("PVSWITCH_TEST_UDP_ROUNDS", 20)
 FAMILIES = ("IPv4", "IPv6")
 MTU = 1500
-COMPLAINT = re.compile(r"\b(bad|incorrect)\b")  # in tcpdump's words
 TCP_PAYLOAD = MTU - 20 - 32  # what a segment of TCP over IPv4 carries, timestamps on
 BOTH_TSO = {"GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN", "HOST_TSO4", "HOST_TSO6", "HOST_ECN"}
 CSUM = {"CSUM", "GUEST_CSUM"}
@@ -179,21 +178,6 @@ async def test_transfers_with_an_offload_off(lab: Lab, variant: str) -> None:
     assert stats["rx_errors"] == 0
 
 
-async def capture(machine: Machine, interface: str) -> None:
-    """Begin to record TCP and UDP on an interface of a guest, frame by frame as they are on the wire."""
-    await machine.check(f"ethtool -K {interface} gro off")
-    command = f"tcpdump -Z root -B 32768 -ni {interface} -w /tmp/seen 'tcp or udp'"
-    await machine.check(f"{command} > /tmp/tcpdump 2>&1 &")
-    await machine.check("until grep -q 'listening on' /tmp/tcpdump; do sleep 0.1; done")
-
-
-async def recorded(machine: Machine, filters: str) -> list[str]:
-    """The recorded frames that pass the filter, as `tcpdump -vv` explains them, one line each."""
-    text = await machine.check(f"tcpdump -Z root -nvv -r /tmp/seen '{filters}' 2> /dev/null", seconds=100)
-    # A frame begins at the margin, what belongs to it is indented.
-    return re.split(r"\n(?=\S)", text.strip()) if text.strip() else []
-
-
 @pytest.mark.parametrize("partner", ["vm1", "vm2"])
 async def test_guest_without_offloads_sees_good_frames(lab: Lab, partner: str) -> None:
     """TCP and UDP both ways, and each frame on its interface within the MTU, with the right checksums."""
@@ -201,14 +185,14 @@ async def test_guest_without_offloads_sees_good_frames(lab: Lab, partner: str) -
     host = int(partner[-1])
     interface = f"eth{NET['all']}"
     large = (await lab.stats(partner))["rx_1523_to_max_packets"]
-    await capture(lab.vm3, interface)
+    await capture(lab.vm3, interface, "tcp or udp")
     for family in FAMILIES:
         near, far = address(host, "all", family), address(3, "all", family)
         await transfer(machine, lab.vm3, in_url(near), megabytes=1)
         await transfer(lab.vm3, machine, in_url(far), megabytes=1)
         await udp_rounds(machine, lab.vm3, far, rounds=UDP_ROUNDS, datagrams=16, size=1400, gso=False)
         await udp_rounds(lab.vm3, machine, near, rounds=UDP_ROUNDS, datagrams=16, size=1400, gso=False)
-    await lab.vm3.check("killall -INT tcpdump; while pidof tcpdump; do sleep 0.1; done")
+    await end_capture(lab.vm3)
 
     assert (await lab.stats(partner))["rx_1523_to_max_packets"] > large  # it was the switch that cut them
     assert not await recorded(lab.vm3, f"greater {MTU + 14 + 1}")

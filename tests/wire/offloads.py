@@ -22,9 +22,10 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from pvswitch.guest import DRIVER_FEATURES, OFFLOAD_FEATURES
+from pvswitch.guest import DRIVER_FEATURES, OFFLOAD_FEATURES, Guest
 from pvswitch.net_header import GSO_ECN, NEEDS_CSUM, Gso, NetHeader
 from pvswitch.vhost_user.features import Feature
+from tests.wire.lab import PATIENCE
 
 LARGEST = 14 + 8 + 65_535
 """Bytes of the largest frame that is sent here: two tags and an IPv4 packet of full length."""
@@ -250,3 +251,31 @@ def zero_sum(front: Packet) -> bytes:
     data = rebuilt(front / Raw(b"\0\0"))
     checksum = Ether(data)[UDP].chksum
     return int(checksum).to_bytes(2, "big")
+
+
+async def receive(guest: Guest, asked: Request, name: str) -> int:
+    """Take what this request becomes for this guest, and compare; how many frames that were."""
+    wanted = finished(asked, guest.features)
+    for i, (data, header) in enumerate(wanted):
+        got = await guest.receive(PATIENCE)
+        where = f"{name}: frame {i + 1} of {len(wanted)}"
+        assert got.frame == data, where + difference(got.frame, data)
+        fits = -(-(guest.low.hdr_len + len(data)) // guest.low.conf.rx_buf_size)
+        buffers = got.header.num_buffers
+        assert got.header == replace(header, num_buffers=buffers), where
+        assert buffers == (fits if guest.features & Feature.MRG_RXBUF else 1), where
+    return len(wanted)
+
+
+def difference(got: bytes, wanted: bytes) -> str:
+    """Where two frames differ, for people."""
+    if len(got) != len(wanted):
+        return f": {len(got)} bytes, not {len(wanted)}"
+    at = next(i for i in range(len(got)) if got[i] != wanted[i])
+    return f" differs at {at}:\n{Ether(got).show2(dump=True)}\nshould be\n{Ether(wanted).show2(dump=True)}"
+
+
+def sendable(guest: Guest, dst: str) -> dict[str, Request]:
+    """The requests that this guest's features allow."""
+    every = requests(guest.mac.hex(":"), dst)
+    return {name: one for name, one in every.items() if guest.features & one.needs() == one.needs()}

@@ -42,6 +42,7 @@ LARGEST = 14 + 65_536
 BUFFER = 2048
 LINK_LOCAL = {"bpdu": "01:80:c2:00:00:00", "lacp": "01:80:c2:00:00:02", "lldp": "01:80:c2:00:00:0e"}
 TO_ALL = "ff:ff:ff:ff:ff:ff"
+VLANS = (Dot1Q(vlan=7), Dot1AD(vlan=100), Dot1AD(vlan=1))  # of the frames below
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -130,6 +131,8 @@ async def test_every_kind_of_frame(
     for port in "abc":
         await polled_switch.wait_link(port)
     await b.announce()
+    for tag in VLANS:  # each has addresses of its own
+        await b.send(bytes(Ether(src=MACS["b"], dst=TO_ALL) / tag / payload(46)))
     await flush_frames([a, c], b)
     await b.drain()
     before = {port: await stats(polled_switch, port) for port in "abc"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,8 +38,10 @@ from tests.wire.offloads import (
     Request,
     finished,
     pattern,
+    receive,
     request,
     requests,
+    sendable,
     tcp_with,
 )
 
@@ -79,34 +80,6 @@ async def plug(switch: SwitchProcess, stack: Stack, port: str, features: int, **
         "features": features,
     }
     return await stack.enter_async_context(Guest(switch.port_socket(port), **{**defaults, **conf}))
-
-
-async def receive(guest: Guest, asked: Request, name: str) -> int:
-    """Take what this request becomes for this guest, and compare; how many frames that were."""
-    wanted = finished(asked, guest.features)
-    for i, (data, header) in enumerate(wanted):
-        got = await guest.receive(PATIENCE)
-        where = f"{name}: frame {i + 1} of {len(wanted)}"
-        assert got.frame == data, where + difference(got.frame, data)
-        fits = -(-(guest.low.hdr_len + len(data)) // guest.low.conf.rx_buf_size)
-        buffers = got.header.num_buffers
-        assert got.header == replace(header, num_buffers=buffers), where
-        assert buffers == (fits if guest.features & Feature.MRG_RXBUF else 1), where
-    return len(wanted)
-
-
-def difference(got: bytes, wanted: bytes) -> str:
-    """Where two frames differ, for people."""
-    if len(got) != len(wanted):
-        return f": {len(got)} bytes, not {len(wanted)}"
-    at = next(i for i in range(len(got)) if got[i] != wanted[i])
-    return f" differs at {at}:\n{Ether(got).show2(dump=True)}\nshould be\n{Ether(wanted).show2(dump=True)}"
-
-
-def sendable(guest: Guest, dst: str) -> dict[str, Request]:
-    """The requests that this guest's features allow."""
-    every = requests(guest.mac.hex(":"), dst)
-    return {name: one for name, one in every.items() if guest.features & one.needs() == one.needs()}
 
 
 @pytest.mark.parametrize("sender", [name for name, features in ABILITIES.items() if features & Feature.CSUM])

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a port's VLAN keys come to: its mode, its own VLAN, the set that it carries (`vlan_mode` of Open vSwitch).
+
+`rules` is what the core gets, `member` what people want to know; both are pure functions of a port's configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pvswitch.datapath import VlanView
+from pvswitch.model import Port
+from pvswitch.state import VlanMember
+
+VIDS = 4096
+_EVERYTHING = VlanView("trunk")
+
+
+def expand(ids: Iterable[int | str]) -> Iterator[int]:
+    """Yield the VIDs that a list of the configuration names."""
+    for item in ids:
+        first, _, last = str(item).partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def mode(port: Port) -> str:
+    """Return the port's mode, also where it follows from its other keys."""
+    return port.vlan_mode or ("access" if port.tag is not None else "trunk")
+
+
+def rules(port: Port) -> VlanView | None:
+    """Return how a port treats tags; None for a trunk of all VLANs, which is no rule at all."""
+    ids = port.cvlans if mode(port) == "dot1q-tunnel" else port.trunks
+    found = VlanView(mode(port), port.tag or 0, frozenset(expand(ids)) or None)
+    return None if found == _EVERYTHING else found
+
+
+def member(name: str, found: VlanView | None, vid: int) -> VlanMember | None:
+    """Return the part in a VLAN of a port with these rules, None when it has none; VID 0 is what is in no VLAN."""
+    found = found or _EVERYTHING
+    if found.mode in ("access", "dot1q-tunnel"):
+        return VlanMember(port=name, tagged=False) if vid == found.tag else None
+    native = found.mode != "trunk"
+    carried = found.vlans is None or vid in found.vlans
+    if vid == 0:
+        return VlanMember(port=name, tagged=False) if carried and not native else None
+    if native and vid == found.tag:
+        return VlanMember(port=name, tagged=found.mode == "native-tagged")
+    return VlanMember(port=name, tagged=True) if carried else None
+
+
+def named(ports: Iterable[Port]) -> set[int]:
+    """Return the VLANs that these ports name: their own, and those of their lists of trunks."""
+    return {vid for port in ports for vid in (*expand(port.trunks), *([port.tag] if port.tag is not None else []))}
