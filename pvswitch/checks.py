@@ -152,7 +152,7 @@ def _worker_errors(config: SwitchConfig) -> list[FieldError]:
 def _vlan_errors(config: SwitchConfig) -> list[FieldError]:
     errors = []
     for name, port in config.ports.items():
-        mode = port.vlan_mode or ("access" if port.tag is not None else "trunk")
+        mode = port.effective_vlan_mode
         if mode == "trunk" and port.tag is not None:
             errors.append(FieldError(("ports", name, "tag"), "is not for trunks: use native-untagged, or leave it out"))
         if mode != "trunk" and port.tag is None:

@@ -132,6 +132,11 @@ class Port(ConfigModel):
         10, ge=1, le=1000, description="milliseconds that its senders wait at most, with on_full: backpressure"
     )
 
+    @property
+    def effective_vlan_mode(self) -> str:
+        """Its mode, also where that follows from its other keys."""
+        return self.vlan_mode or ("access" if self.tag is not None else "trunk")
+
 
 class VhostUserPort(Port):
     """A vhost-user port: one front end at a time, by `socket`."""

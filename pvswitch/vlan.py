@@ -23,15 +23,11 @@ def expand(ids: Iterable[int | str]) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
-def mode(port: Port) -> str:
-    """Return the port's mode, also where it follows from its other keys."""
-    return port.vlan_mode or ("access" if port.tag is not None else "trunk")
-
-
 def rules(port: Port) -> VlanView | None:
     """Return how a port treats tags; None for a trunk of all VLANs, which is no rule at all."""
-    ids = port.cvlans if mode(port) == "dot1q-tunnel" else port.trunks
-    found = VlanView(mode(port), port.tag or 0, frozenset(expand(ids)) or None)
+    mode = port.effective_vlan_mode
+    ids = port.cvlans if mode == "dot1q-tunnel" else port.trunks
+    found = VlanView(mode, port.tag or 0, frozenset(expand(ids)) or None)
     return None if found == _EVERYTHING else found
 
 

@@ -304,7 +304,7 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
     const struct pvs_bridge_view *bridge = &w->tables->bridge[in->bridge];
     const struct pvs_fdb *fdb = bridge->fdb;
     struct pvs_vlan_counters *counted = bridge->counted;
-    /* no queue pair is to be noted for what it sends */
+    /* no rule is to be obeyed, and no queue pair noted for what it sends */
     bool plain = pvs_one_pair(from->port) && in->plain;
     struct tally t = { 0 };
     struct way way = { 0 };

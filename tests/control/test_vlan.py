@@ -49,7 +49,7 @@ def test_a_list_is_written_short() -> None:
     ],
 )
 def test_the_mode_follows_from_the_other_keys(keys: dict[str, Any], mode: str) -> None:
-    assert vlan.mode(port(**keys)) == mode
+    assert port(**keys).effective_vlan_mode == mode
 
 
 def test_a_trunk_of_everything_has_no_rules() -> None:
