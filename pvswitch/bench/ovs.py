@@ -133,6 +133,10 @@ class Ovs:
         """Set columns of a record, as `ovs-vsctl set` does."""
         await self._vsctl("set", table, record, *columns)
 
+    async def add_flow(self, flow: str) -> None:
+        """Add an OpenFlow rule to the bridge, as `ovs-ofctl add-flow` does."""
+        await self._call("ovs-ofctl", "add-flow", "br0", flow)
+
     async def addresses(self) -> int:
         """Return how many addresses the bridge knows."""
         output = await self._appctl("fdb/stats-show", "br0")
