@@ -130,17 +130,18 @@ int pvs_ring_status(const pvs_port *port, uint32_t ring, struct pvs_ring_status 
 uint32_t pvs_port_broken(const pvs_port *port);
 const char *pvs_broken_reason(uint32_t code);
 
-/* ---- uplinks: taps and packet sockets of the kernel ---- */
+/* ---- uplinks: taps and packet sockets of the kernel, and files ---- */
 
 /* A port whose frames go through `queues` descriptors; destroyed as any other. -ENOSPC when all indices are taken. */
 int pvs_uplink_create(pvs_switch *sw, uint32_t queues, pvs_port **out);
 
-enum pvs_uplink_kind { PVS_TAP = 0, PVS_PACKET = 1 };
+/* PVS_FILE: a datagram socket whose other end belongs to who reads and writes a file. It gets finished frames only. */
+enum pvs_uplink_kind { PVS_TAP = 0, PVS_PACKET = 1, PVS_FILE = 2 };
 struct pvs_uplink_conf {
-    uint32_t kind;  /* enum pvs_uplink_kind */
-    int fd;         /* non-blocking, with a virtio-net header of 10 bytes (and PACKET_AUXDATA); stays the caller's, open
-                       until the queue is stopped */
-    bool uso;       /* the kernel takes UDP frames to be segmented */
+    uint32_t kind; /* enum pvs_uplink_kind */
+    int fd;   /* non-blocking, with a virtio-net header of 10 bytes (a packet socket: and PACKET_AUXDATA); stays the
+                       caller's, open until the queue is stopped */
+    bool uso; /* the kernel takes UDP frames to be segmented */
     int32_t worker; /* who fetches from it; -1: whoever has the fewest */
 };
 int64_t pvs_uplink_start(pvs_port *port, uint32_t queue, const struct pvs_uplink_conf *conf);

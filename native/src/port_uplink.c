@@ -38,7 +38,7 @@ pvs_uplink_attach(struct pvs_uplink *u, const struct pvs_uplink_conf *conf)
     int flags = fcntl(conf->fd, F_GETFL);
     if (flags < 0)
         return -errno;
-    if (conf->kind > PVS_PACKET || (flags & O_NONBLOCK) == 0) /* a worker must never block in it */
+    if (conf->kind > PVS_FILE || (flags & O_NONBLOCK) == 0) /* a worker must never block in it */
         return -EINVAL;
     void *map = mmap(NULL, sizeof *u->in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
@@ -47,7 +47,7 @@ pvs_uplink_attach(struct pvs_uplink *u, const struct pvs_uplink_conf *conf)
     lay_out(u->in);
     u->fd = conf->fd;
     u->kind = (uint8_t)conf->kind;
-    u->offloads = EVERY_OFFLOAD | (conf->uso ? EVERY_USO : 0);
+    u->offloads = conf->kind == PVS_FILE ? 0 : EVERY_OFFLOAD | (conf->uso ? EVERY_USO : 0);
     u->n = u->done = 0;
     u->drained = u->lost_some = false;
     u->overrun_seen_s = 0;
@@ -280,11 +280,11 @@ reason(int error)
     }
 }
 
-/* How many of `n` messages were sent; -1 with errno when the first was not. */
+/* How many of `n` messages were sent; -1 with errno when the first was not. A tap has no call for several. */
 static int
 send_messages(const struct pvs_uplink *u, struct mmsghdr *message, uint32_t n)
 {
-    if (u->kind == PVS_PACKET)
+    if (u->kind != PVS_TAP)
         return sendmmsg(u->fd, message, n, MSG_DONTWAIT);
     return writev(u->fd, message->msg_hdr.msg_iov, (int)message->msg_hdr.msg_iovlen) < 0 ? -1 : 1;
 }

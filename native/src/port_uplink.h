@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * port_uplink.h - an uplink: a tap or a packet socket of the kernel, and the two movements of a frame through it.
+ * port_uplink.h - an uplink: a tap or a packet socket of the kernel, or a socket to a file's reader and writer; and the
+ * two movements of a frame through it.
  *
- * How it works: both kinds hand over and take frames behind a virtio-net header of 10 bytes, so that checksums and
+ * How it works: all kinds hand over and take frames behind a virtio-net header of 10 bytes, so that checksums and
  * segments are left to whoever can do them best (linux/if_tun.h IFF_VNET_HDR, linux/if_packet.h PACKET_VNET_HDR).
  * Frames come in bursts into the queue's own buffers: the head straight into the frame's private head, the rest into a
  * slot, from where it is copied once into a guest's buffers. A frame that has to wait stays there. On the way out an
@@ -10,6 +11,8 @@
  * guest's memory: nothing is copied in user space. A packet socket takes and gives a burst by one system call; a tap has
  * none for that (its batching is segmentation).
  * A packet socket strips the outer VLAN tag of what it receives and tells it in PACKET_AUXDATA: it is put back.
+ * A file's socket is served as a packet socket is, but for what only those have. What goes to a file is never left
+ * unfinished: nobody behind it would sum or cut it.
  *
  * Who may call: a queue is fetched from by its worker. Any worker may send to it; the kernel takes care of that. An
  * outbox is a worker's own. The descriptors are control's, open from start to stop.

@@ -9,7 +9,7 @@
 
 enum { UP };
 
-static const enum pvs_uplink_kind kinds[] = { PVS_TAP, PVS_PACKET };
+static const enum pvs_uplink_kind kinds[] = { PVS_TAP, PVS_PACKET, PVS_FILE };
 static struct lab lab;
 
 /* Guest 1 has no buffers yet, and what is for it waits; guest 0 only sends. */
@@ -43,7 +43,7 @@ uplink_moved(uint32_t worker)
 TEST_EACH_RING(an_uplinks_queue_moves_with_the_frames_that_it_has_fetched)
 {
     enum { FRAMES = 20, ROOM = 3 };
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         open_uplink(kinds[k]);
         uint32_t from = lab_uplink_status(&lab, UP, 0).worker, to = 1 - from;
         CHECK_EQ(pvs_uplink_move(lab.uplink[UP].port, 1, to), -EINVAL);
@@ -72,7 +72,7 @@ TEST_EACH_RING(an_uplinks_queue_moves_with_the_frames_that_it_has_fetched)
 
 TEST_EACH_RING(a_moved_uplink_wakes_its_new_worker)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         open_uplink(kinds[k]);
         lab_fill(&lab, 1, 128);
         for (uint32_t i = 0; i < 6; i++) {

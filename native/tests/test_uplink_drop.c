@@ -13,7 +13,7 @@
 
 enum { UP, ROOM = 16384 };
 
-static const enum pvs_uplink_kind kinds[] = { PVS_TAP, PVS_PACKET };
+static const enum pvs_uplink_kind kinds[] = { PVS_TAP, PVS_PACKET, PVS_FILE };
 static struct lab lab;
 static uint8_t frame[PVS_MAX_FRAME], got[PVS_MAX_FRAME];
 
@@ -21,7 +21,7 @@ static uint8_t frame[PVS_MAX_FRAME], got[PVS_MAX_FRAME];
 
 TEST_EACH_RING(a_full_uplink_that_drops_counts_each_frame)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         lab_uplink_open(&lab, 1, kinds[k], 0);
         lab_uplink_room(&lab, UP, ROOM);
         for (uint32_t i = 0; i < 200; i++)
@@ -45,7 +45,7 @@ TEST_EACH_RING(a_full_uplink_that_drops_counts_each_frame)
 /* One frame that the kernel refuses takes none of its burst with it. */
 TEST_EACH_RING(a_frame_too_long_for_the_kernel_is_dropped_alone)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         lab_uplink_open(&lab, 1, kinds[k], 0);
         lab_uplink_room(&lab, UP, ROOM / 2); /* the kernel doubles it */
         lab_send_up(&lab, 0, 0);
@@ -67,7 +67,7 @@ TEST_EACH_RING(a_frame_too_long_for_the_kernel_is_dropped_alone)
 
 TEST_EACH_RING(an_uplink_whose_other_side_is_gone_refuses)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         lab_uplink_open(&lab, 1, kinds[k], 0);
         int last = lab.uplink[UP].wire[0];
         lab_uplink_stop(&lab, UP, 0); /* nothing is read from it: a stream's end looks like an endless row of frames */
@@ -185,7 +185,7 @@ TEST_EACH_RING(a_thousand_starts_and_stops_leave_nothing_behind)
  * is to blame, and nobody else's. */
 TEST_EACH_RING(truncated_under_an_uplink)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         struct lab_piece piece;
         struct pvd_region region;
 

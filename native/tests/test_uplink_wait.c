@@ -12,7 +12,7 @@
 
 enum { UP, BOUND_MS = 10, ROUNDS_A_MS = 1000000 / LAB_STEP_NS, ROOM = 16384 };
 
-static const enum pvs_uplink_kind kinds[] = { PVS_TAP, PVS_PACKET };
+static const enum pvs_uplink_kind kinds[] = { PVS_TAP, PVS_PACKET, PVS_FILE };
 static struct lab lab;
 static uint8_t frame[PVS_MAX_FRAME], got[PVS_MAX_FRAME];
 
@@ -41,7 +41,7 @@ fill_up(uint32_t n)
 TEST_EACH_RING(frames_wait_for_a_full_uplink_and_none_is_lost)
 {
     for (uint32_t workers = 1; workers <= 2; workers++) {
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < 3; k++) {
             lab_uplink_open(&lab, workers, kinds[k], 0);
             lab_uplink_room(&lab, UP, ROOM);
             backpressure(&lab.uplink[UP].conf, BOUND_MS);
@@ -65,7 +65,7 @@ TEST_EACH_RING(frames_wait_for_a_full_uplink_and_none_is_lost)
 
 TEST_EACH_RING(after_the_bound_frames_for_an_uplink_are_dropped_until_one_goes)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         lab_uplink_open(&lab, 1, kinds[k], 0);
         lab_uplink_room(&lab, UP, ROOM);
         backpressure(&lab.uplink[UP].conf, BOUND_MS);
@@ -122,7 +122,7 @@ TEST_EACH_RING(others_go_on_while_frames_wait_for_an_uplink)
  * counted before one of its frames waits. */
 TEST_EACH_RING(floods_before_a_frame_that_waits_are_counted)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         lab_uplink_open(&lab, 1, kinds[k], 0);
         lab_uplink_room(&lab, UP, ROOM);
         backpressure(&lab.uplink[UP].conf, BOUND_MS);
@@ -153,7 +153,7 @@ TEST_EACH_RING(a_frame_can_wait_for_an_uplink_between_its_pieces)
     struct virtio_net_hdr header;
     static struct cooked c;
 
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         lab_uplink_open(&lab, 2, kinds[k], 1 | 1ULL << HOST_USO);
         lab_uplink_stop(&lab, UP, 0);
         lab.uplink[UP].uso = false;
@@ -170,7 +170,7 @@ TEST_EACH_RING(a_frame_can_wait_for_an_uplink_between_its_pieces)
         CHECK(lab_sent_up(&lab) > 0 && lab_sent_up(&lab) < PIECES / 2);
         for (uint32_t i = 0; i < PIECES; i++) {
             struct recipe segment = segment_recipe(&recipe, 1000, i, PIECES);
-            cook(&segment, PSEUDO, &c);
+            cook(&segment, kinds[k] == PVS_FILE ? FINISHED : PSEUDO, &c);
             pvs_mac_store(c.bytes, LAB_FAR(UP));
             CHECK_EQ(lab_wire_receive(&lab, UP, &header, got, sizeof got), c.len);
             CHECK(memcmp(got, c.bytes, c.len) == 0);
@@ -189,7 +189,7 @@ TEST_EACH_RING(a_frame_can_wait_for_an_uplink_between_its_pieces)
 TEST_EACH_RING(frames_of_an_uplink_wait_for_a_full_guest)
 {
     for (uint32_t workers = 1; workers <= 2; workers++) {
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < 3; k++) {
             lab_uplink_open(&lab, workers, kinds[k], 0);
             backpressure(&lab.port[1].conf, BOUND_MS);
             for (uint32_t i = 0; i < 100; i++)
@@ -228,7 +228,7 @@ TEST_EACH_RING(frames_of_an_uplink_do_not_wait_beyond_the_bound)
 TEST_EACH_RING(what_comes_while_frames_wait_is_not_forgotten)
 {
     for (uint32_t workers = 1; workers <= 2; workers++) {
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < 3; k++) {
             lab_uplink_open(&lab, workers, kinds[k], 0);
             backpressure(&lab.port[1].conf, BOUND_MS);
             lab_send_down(&lab, 1, 0);
@@ -250,7 +250,7 @@ TEST_EACH_RING(what_comes_while_frames_wait_is_not_forgotten)
 TEST_EACH_RING(what_comes_while_a_burst_is_forwarded_is_not_forgotten)
 {
     enum { LEN = 4000, N = 24 };
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         struct lab_conf conf = lab_conf_default(LAB_PORTS);
         lab_open(&lab, &conf);
         CHECK_EQ(lab_uplink_add(&lab, kinds[k], 1), UP);
@@ -272,7 +272,7 @@ TEST_EACH_RING(what_comes_while_a_burst_is_forwarded_is_not_forgotten)
 
 TEST_EACH_RING(a_queue_that_is_stopped_counts_what_waited_in_it)
 {
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 3; k++) {
         lab_uplink_open(&lab, 2, kinds[k], 0);
         backpressure(&lab.port[1].conf, 10 * BOUND_MS);
         lab_fill(&lab, 1, 3);
