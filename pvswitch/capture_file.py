@@ -280,3 +280,8 @@ def pcap_record_header(time_ns: int, length: int) -> bytes:
     """Return what stands before a frame of `length` bytes, MAX_PACKET at most."""
     seconds, fraction = divmod(time_ns, _NS)
     return _RECORD.pack(seconds & 0xFFFFFFFF, fraction, length, length)
+
+
+def pcap_record_size(data: bytes | bytearray, at: int) -> int:
+    """Return the bytes of the record that begins at a place of what is to be written."""
+    return _RECORD.size + int(_RECORD.unpack_from(data, at)[2])

@@ -28,6 +28,7 @@ def cross_errors(config: SwitchConfig) -> list[FieldError]:
         *_fdb_errors(config),
         *_socket_errors(config),
         *_interface_errors(config),
+        *_file_errors(config),
         *_worker_errors(config),
         *_vlan_errors(config),
     ]
@@ -111,7 +112,7 @@ def _interface_errors(config: SwitchConfig) -> list[FieldError]:
     errors = []
     owner: dict[tuple[str | None, str], str] = {}
     for name, port in config.ports.items():
-        if port.type == "vhost-user":
+        if port.type not in ("tap", "af_packet"):
             continue
         if (first := owner.setdefault((port.netns, port.ifname), name)) != name:
             message = f"{port.ifname} is the interface of port {first!r} already"
@@ -122,6 +123,31 @@ def _interface_errors(config: SwitchConfig) -> list[FieldError]:
                 for i, address in enumerate(port.addresses)
                 if address in port.addresses[:i]
             ]
+    return errors
+
+
+def _file_errors(config: SwitchConfig) -> list[FieldError]:
+    """A file that is written is written by one port, and nobody reads it meanwhile."""
+    errors = []
+    files = {name: port for name, port in config.ports.items() if port.type == "pcap"}
+    readers: dict[Path, str] = {}
+    writers: dict[Path, str] = {}
+    for name, port in files.items():
+        if port.read is not None:
+            readers.setdefault(port.read, name)
+    for name, port in files.items():
+        loc = ("ports", name, "write")
+        if port.write is None:
+            if port.read is None:
+                message = "is missing: a pcap port has a file to `read`, one to `write`, or both"
+                errors.append(FieldError(("ports", name, "read"), message))
+            continue
+        if port.read == port.write:
+            errors.append(FieldError(loc, f"{port.write} is the file that this port reads: use another one"))
+        elif (reader := readers.get(port.write)) is not None:
+            errors.append(FieldError(loc, f"{port.write} is the file that port {reader!r} reads: use another one"))
+        if (first := writers.setdefault(port.write, name)) != name:
+            errors.append(FieldError(loc, f"{port.write} is the file that port {first!r} writes already"))
     return errors
 
 

@@ -151,9 +151,15 @@ def _changed(kind: str, old: dict[str, Any], new: dict[str, Any], disruptive: fr
         keys = tuple(key for key in type(after).model_fields if getattr(before, key, None) != getattr(after, key))
         drops = not disruptive.isdisjoint(keys)
         words = ", ".join(f"{key} {_word(getattr(before, key, None))} -> {_word(getattr(after, key))}" for key in keys)
-        ends = "its interface is opened anew" if "ifname" in type(before).model_fields else "its VM's connection ends"
-        detail = f"change {kind} {name}: {words}" + (f"; {ends}" if drops else "")
+        detail = f"change {kind} {name}: {words}" + (f"; {_ends(before)}" if drops else "")
         yield Change(op="change", pointer=f"#/{kind}s/{name}", disruptive=drops, keys=keys, detail=detail)
+
+
+def _ends(port: Port) -> str:
+    """Return what a disruptive change does to a port as it was."""
+    if "ifname" in type(port).model_fields:
+        return "its interface is opened anew"
+    return "its files begin anew" if "read" in type(port).model_fields else "its VM's connection ends"
 
 
 def _word(value: object) -> str:

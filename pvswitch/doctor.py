@@ -34,7 +34,12 @@ def _port(port: dict[str, Any], local: bool) -> list[Finding]:
     name, state = port["name"], port["state"]
     if state["link"] == "up":
         features = ", ".join(state.get("features") or []) or "none"
-        what = f"interface: {port['ifname']}" if "ifname" in port else f"features: {features}"
+        if "ifname" in port:
+            what = f"interface: {port['ifname']}"
+        elif port.get("type") == "pcap":
+            what = "; ".join([*(f"{key}: {port[key]}" for key in ("read", "write") if port.get(key)), *_words(state)])
+        else:
+            what = f"features: {features}"
         return [Finding(name, True, f"link up; {what}")]
     message = state.get("message") or "the link is down"
     findings = [Finding(name, False, f"{state.get('reason') or 'down'}: {message}")]
@@ -43,6 +48,11 @@ def _port(port: dict[str, Any], local: bool) -> list[Finding]:
     if local and waits and (problem := socket_problem(Path(port["socket"]))):
         findings.append(Finding(name, False, problem))
     return findings
+
+
+def _words(state: dict[str, Any]) -> list[str]:
+    """Return what the port says of itself, if anything."""
+    return [state["message"]] if state.get("message") else []
 
 
 def socket_problem(path: Path) -> str | None:

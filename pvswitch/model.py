@@ -26,6 +26,7 @@ from pvswitch.values import (
     Bool,
     Cpu,
     FileMode,
+    Float,
     Group,
     Int,
     InterfaceAddress,
@@ -47,6 +48,7 @@ MAX_WORKERS = 16
 MAX_PAIRS = 16  # queue pairs of a port
 MAX_ADDRESSES = 64  # of a tap
 MAX_TAP_MTU = 65521  # the kernel's: 65535 with the Ethernet header
+MAX_SPEED = 1_000_000
 
 Worker = Annotated[Int, Field(ge=0, le=MAX_WORKERS - 1)]
 
@@ -103,12 +105,15 @@ class Port(ConfigModel):
             *("storm_control", "port_security"),
             *("policing", "shaping"),
             *("vni", "key", "local", "remotes", "dst_port", "ttl", "tos", "df", "learning", "udp_csum"),  # tunnels
-            *("read", "speed", "loop", "write"),  # pcap
         }
     )
-    # A change of these ends the front end's connection, or takes an interface anew; all others are live.
+    # A change of these ends the front end's connection, or takes an interface or a file anew; all others are live.
     DISRUPTIVE: ClassVar[frozenset[str]] = frozenset(
-        {"type", "socket", "mode", "queues", "features", "rxq_affinity", "ifname", "netns"}
+        {
+            *("type", "socket", "mode", "queues", "features", "rxq_affinity"),
+            *("ifname", "netns"),
+            *("read", "speed", "loop", "write"),
+        }
     )
 
     type: str
@@ -142,7 +147,7 @@ class VhostUserPort(Port):
     """A vhost-user port: one front end at a time, by `socket`."""
 
     type: Annotated[
-        Literal["vhost-user"], choice(("vhost-user", "tap", "af_packet"), ("vxlan", "geneve", "gre", "pcap"))
+        Literal["vhost-user"], choice(("vhost-user", "tap", "af_packet", "pcap"), ("vxlan", "geneve", "gre"))
     ] = "vhost-user"
     socket: AbsolutePath | None = Field(None, description="default: {socket_dir}/{name}.sock")
     mode: Literal["server", "client"] = Field(
@@ -180,7 +185,33 @@ class AfPacketPort(Port):
     promisc: Bool = Field(True, description="take frames for all addresses, not only for the interface's own")
 
 
-PORT_TYPES: dict[str, type[Port]] = {"vhost-user": VhostUserPort, "tap": TapPort, "af_packet": AfPacketPort}
+class PcapPort(Port):
+    """A capture file whose frames come into the switch, and a file that gets those that leave it; one of them, or both.
+
+    A file that is written is made if it is missing, and emptied if it is there.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["read"]}, {"required": ["write"]}]})
+
+    type: Literal["pcap"]
+    mtu: Int | None = Field(None, ge=68, le=65535, description="L3 size in bytes, checked at egress")
+    read: AbsolutePath | None = Field(None, description="a pcap or pcapng file of Ethernet frames, to be played")
+    speed: Float = Field(
+        1.0,
+        ge=0,
+        le=MAX_SPEED,
+        description="divides the times between frames; 0: as fast as the switch takes them",
+    )
+    loop: Bool = Field(False, description="play it again and again")
+    write: AbsolutePath | None = Field(None, description="a pcap file (nanoseconds) of what leaves by the port")
+
+
+PORT_TYPES: dict[str, type[Port]] = {
+    "vhost-user": VhostUserPort,
+    "tap": TapPort,
+    "af_packet": AfPacketPort,
+    "pcap": PcapPort,
+}
 
 
 def port_type(port: object) -> str:
@@ -192,7 +223,8 @@ def port_type(port: object) -> str:
 AnyPort = Annotated[
     Annotated[VhostUserPort, Tag("vhost-user")]
     | Annotated[TapPort, Tag("tap")]
-    | Annotated[AfPacketPort, Tag("af_packet")],
+    | Annotated[AfPacketPort, Tag("af_packet")]
+    | Annotated[PcapPort, Tag("pcap")],
     Discriminator(port_type),
 ]
 

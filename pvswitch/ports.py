@@ -4,7 +4,7 @@
 `Ports` implements the controller's `Dataplane`: prepare() makes everything that can fail (sockets, handles, FDBs) and
 touches nothing that is in use; commit() publishes new tables, after which frames go by the new configuration; retire()
 frees what the old one needed, and then lets front ends come to the new ports. A port is replaced as a whole when its
-type, its socket and mode or its interface changes; other changes are live, but for those that need `renew`.
+type, its socket and mode, its interface or its files change; other changes are live, but for those that need `renew`.
 
 Dynamic FDB entries of a port go when its link goes down, when it leaves its bridge or its VLANs change, and when it is
 removed.
@@ -27,8 +27,9 @@ from pvswitch.balancer import Balancer
 from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, VlanCounters, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
+from pvswitch.file_port import FilePort
 from pvswitch.identity import Identity
-from pvswitch.model import Bridge, SwitchConfig, VhostUserPort
+from pvswitch.model import Bridge, PcapPort, SwitchConfig, VhostUserPort
 from pvswitch.netlink import Watches
 from pvswitch.perf import queue_perf, worker_perf
 from pvswitch.rebalance import QueueSample, Sample
@@ -176,6 +177,8 @@ class Ports:
 
     def _new_port(self, config: SwitchConfig, name: str) -> SwitchPort:
         settings = config.ports[name]
+        if isinstance(settings, PcapPort):
+            return FilePort(self._datapath, name, settings, on_link=self._on_link)
         if not isinstance(settings, VhostUserPort):
             mac = self._identity.mac(settings.netns or "", settings.ifname)
             return UplinkPort(self._datapath, name, settings, mac=mac, watches=self._watches, on_link=self._on_link)

@@ -165,7 +165,7 @@ def _cell(value: Any) -> str:
 def _draw_ports(data: Json) -> RenderableType:
     if not data["items"]:
         return Text("no ports: add one with `pvswitch port add NAME`")
-    columns = ("PORT", "BRIDGE", "LINK", "REASON", "MTU", "FEATURES", "SOCKET OR INTERFACE")
+    columns = ("PORT", "BRIDGE", "LINK", "REASON", "MTU", "FEATURES", "SOCKET, INTERFACE OR FILES")
     return _table(columns, (_port_row(port) for port in data["items"]), numbers=("MTU",))
 
 
@@ -178,7 +178,8 @@ def _port_row(port: Json) -> Iterator[Any]:
     yield state.get("reason")
     yield port.get("mtu")
     yield " ".join(state.get("features") or ["-"])
-    yield port.get("socket") or port.get("ifname")
+    files = " ".join(f"{key}={port[key]}" for key in ("read", "write") if port.get(key))
+    yield port.get("socket") or port.get("ifname") or files or None
 
 
 def _draw_bridges(data: Json) -> RenderableType:

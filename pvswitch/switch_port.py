@@ -3,8 +3,8 @@
 
 `Ports` holds `SwitchPort`s and knows nothing of sockets, rings or interfaces. The order of a port's life: `bind`
 (everything that can fail), `listen` (others may come to it), any number of `configure` with `renew` behind it where
-that says so, `close`. `tick` is called once a second. Implemented by `vhost_port.py` and `uplink_port.py`, on the
-event loop.
+that says so, `close`. `tick` is called once a second. Implemented by `vhost_port.py`, `uplink_port.py` and
+`file_port.py`, on the event loop; `UplinkQueues` is what the last two have in common.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from pvswitch.datapath import DatapathHandle
+from pvswitch.datapath import DatapathHandle, DatapathUplink
 from pvswitch.model import AnyPort
 from pvswitch.state import LinkReason, PortState, QueueStats
 
@@ -98,3 +98,49 @@ class SwitchPort(ABC):
             self.link_up = reason is None
             log.info("link up" if self.link_up else "link down", port=self.name, reason=reason, message=message)
             self._on_link(self)
+
+
+class UplinkQueues(SwitchPort):
+    """A port whose queues are descriptors: what there is to see of them."""
+
+    handle: DatapathUplink
+
+    def __init__(self, name: str, handle: DatapathUplink, on_link: Callable[[SwitchPort], None]) -> None:
+        """See `SwitchPort`."""
+        super().__init__(name, handle, on_link)
+        self._running = 0  # queues that were started
+
+    @abstractmethod
+    def _queues(self) -> int:
+        """Return how many there are to be."""
+
+    def queue_stats(self) -> list[QueueStats]:
+        """Return the counters of its queues: what the kernel hands over is rx."""
+        stats = []
+        for index in range(self._queues()):
+            seen = self.handle.queue_status(index)
+            worker = seen.worker if seen.running else None
+            stats += [
+                QueueStats(queue=index, direction="tx", packets=seen.tx_packets, bytes=seen.tx_bytes, worker=worker),
+                QueueStats(
+                    queue=index,
+                    direction="rx",
+                    packets=seen.rx_packets,
+                    bytes=seen.rx_bytes,
+                    cycles=seen.cycles,
+                    worker=worker,
+                ),
+            ]
+        return stats
+
+    def polled(self) -> list[PolledQueue]:
+        """Return its queues; nothing names their workers, so none is pinned."""
+        seen = [self.handle.queue_status(index) for index in range(self._running)]
+        return [
+            PolledQueue(index, queue.worker, queue.rx_packets, queue.cycles, pinned=False)
+            for index, queue in enumerate(seen)
+        ]
+
+    async def move_queue(self, queue: int, worker: int) -> None:
+        """Have another worker fetch from a queue."""
+        await self.handle.move_queue(queue, worker)

@@ -18,26 +18,23 @@ from contextlib import suppress
 
 import structlog
 
-from pvswitch.datapath import Datapath, DatapathUplink, UplinkConf
+from pvswitch.datapath import Datapath, UplinkConf
 from pvswitch.model import MAX_PAIRS, AnyPort, TapPort
 from pvswitch.netlink import Link, LinkWatch, Watches, run_in_namespace
 from pvswitch.state import (
     LinkReason,
     PortState,
     Queues,
-    QueueStats,
     link_message,
 )
-from pvswitch.switch_port import PolledQueue, SwitchPort
+from pvswitch.switch_port import SwitchPort, UplinkQueues
 from pvswitch.uplink import InterfaceMissing, Opened, Uplink, UplinkError, adjust, clean_up, follow, open_uplink, where
 
 log = structlog.get_logger(__name__)
 
 
-class UplinkPort(SwitchPort):
+class UplinkPort(UplinkQueues):
     """One tap or af_packet port."""
-
-    handle: DatapathUplink
 
     def __init__(
         self,
@@ -56,7 +53,6 @@ class UplinkPort(SwitchPort):
         self._watches = watches
         self._watch: LinkWatch | None = None
         self._opened: Opened | None = None
-        self._running = 0  # queues that were started
         self._ours = isinstance(port, TapPort)  # to be made when it is missing
         self._trouble = ""  # why it could not be opened
         self._due = False  # the next look may try what failed before
@@ -288,34 +284,3 @@ class UplinkPort(SwitchPort):
             mtu=link.mtu if link is not None else self._port.mtu,
             ifindex=link.index if link is not None else None,
         )
-
-    def queue_stats(self) -> list[QueueStats]:
-        """Return the counters of its queues: what the kernel hands over is rx."""
-        stats = []
-        for index in range(self._queues()):
-            seen = self.handle.queue_status(index)
-            worker = seen.worker if seen.running else None
-            stats += [
-                QueueStats(queue=index, direction="tx", packets=seen.tx_packets, bytes=seen.tx_bytes, worker=worker),
-                QueueStats(
-                    queue=index,
-                    direction="rx",
-                    packets=seen.rx_packets,
-                    bytes=seen.rx_bytes,
-                    cycles=seen.cycles,
-                    worker=worker,
-                ),
-            ]
-        return stats
-
-    def polled(self) -> list[PolledQueue]:
-        """Return its queues; nothing names their workers, so none is pinned."""
-        seen = [self.handle.queue_status(index) for index in range(self._running)]
-        return [
-            PolledQueue(index, queue.worker, queue.rx_packets, queue.cycles, pinned=False)
-            for index, queue in enumerate(seen)
-        ]
-
-    async def move_queue(self, queue: int, worker: int) -> None:
-        """Have another worker fetch from a queue."""
-        await self.handle.move_queue(queue, worker)

@@ -42,6 +42,8 @@ M = TypeVar("M", bound=BaseModel)
 MESSAGES = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
     "string_type": "must be text (put it in quotes)",
     "string_unicode": "is not text: it has half of a surrogate pair",
     "dict_type": "must be a mapping of keys to values",
@@ -210,6 +212,8 @@ def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
         case ("datapath", "workers"):
             here[key] = MAX_WORKERS
             here.pop("cpus", None)  # one for each worker, so nothing can be said of them
+        case ("ports", name, ("read" | "write") as which) if here.get("type") == "pcap":
+            here[which] = f"/{name}/{which}"  # one of them is needed
         case ("ports", _, "queues"):
             here[key] = MAX_PAIRS
 

@@ -138,10 +138,10 @@ int pvs_uplink_create(pvs_switch *sw, uint32_t queues, pvs_port **out);
 /* PVS_FILE: a datagram socket whose other end belongs to who reads and writes a file. It gets finished frames only. */
 enum pvs_uplink_kind { PVS_TAP = 0, PVS_PACKET = 1, PVS_FILE = 2 };
 struct pvs_uplink_conf {
-    uint32_t kind; /* enum pvs_uplink_kind */
-    int fd;   /* non-blocking, with a virtio-net header of 10 bytes (a packet socket: and PACKET_AUXDATA); stays the
-                       caller's, open until the queue is stopped */
-    bool uso; /* the kernel takes UDP frames to be segmented */
+    uint32_t kind;  /* enum pvs_uplink_kind */
+    int fd;         /* non-blocking, with a virtio-net header of 10 bytes (PVS_PACKET: and AUXDATA); stays the caller's,
+                       open until the queue is stopped */
+    bool uso;       /* the kernel takes UDP frames to be segmented */
     int32_t worker; /* who fetches from it; -1: whoever has the fewest */
 };
 int64_t pvs_uplink_start(pvs_port *port, uint32_t queue, const struct pvs_uplink_conf *conf);

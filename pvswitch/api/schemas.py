@@ -12,6 +12,7 @@ from pvswitch.model import (
     AnyPort,
     Bridge,
     Change,
+    PcapPort,
     Revision,
     TapPort,
     VhostUserPort,
@@ -78,15 +79,23 @@ class AfPacketPortResource(AfPacketPort, Named):
     state: _State
 
 
-PORT_RESOURCES: dict[str, type[VhostUserPortResource] | type[TapPortResource] | type[AfPacketPortResource]] = {
+class PcapPortResource(PcapPort, Named):
+    """The configuration of a port of type pcap, and what it is doing."""
+
+    state: _State
+
+
+PORT_RESOURCES: dict[str, type[VhostUserPortResource | TapPortResource | AfPacketPortResource | PcapPortResource]] = {
     "vhost-user": VhostUserPortResource,
     "tap": TapPortResource,
     "af_packet": AfPacketPortResource,
+    "pcap": PcapPortResource,
 }
 AnyPortResource = Annotated[
     Annotated[VhostUserPortResource, Tag("vhost-user")]
     | Annotated[TapPortResource, Tag("tap")]
-    | Annotated[AfPacketPortResource, Tag("af_packet")],
+    | Annotated[AfPacketPortResource, Tag("af_packet")]
+    | Annotated[PcapPortResource, Tag("pcap")],
     Discriminator(port_type),
 ]
 

@@ -73,7 +73,7 @@ def add_port(switch: Client, name: str, bridge: str | None, given: list[str]) ->
     if name in config.ports:
         raise PvswitchError(f"port {name} is there already: change it with `pvswitch port set {name} KEY=VALUE`")
     made = switch.put_port(name, body, if_match=etag).model_dump(mode="json")
-    print(made.get("socket") or made.get("ifname") or name)
+    print(made.get("socket") or made.get("ifname") or made.get("write") or made.get("read") or name)
 
 
 @port_app.command("set")

@@ -69,7 +69,7 @@ class DatapathHandle:
 
 
 class DatapathUplink(DatapathHandle):
-    """An uplink's handle in the core: queues of the kernel."""
+    """An uplink's handle in the core: queues that are descriptors."""
 
     def __init__(self, datapath: Datapath, queues: int) -> None:
         """OSError ENOSPC when all port indices are taken."""
@@ -79,7 +79,7 @@ class DatapathUplink(DatapathHandle):
     async def start_queue(self, index: int, conf: UplinkConf) -> None:
         """Start a queue: frames flow both ways from now on. OSError EPERM: the descriptor can't be polled."""
         c = ffi.new("struct pvs_uplink_conf *")
-        c.kind = lib.PVS_TAP if conf.kind == "tap" else lib.PVS_PACKET
+        c.kind = {"tap": lib.PVS_TAP, "packet": lib.PVS_PACKET, "file": lib.PVS_FILE}[conf.kind]
         c.fd, c.uso, c.worker = conf.fd, conf.uso, conf.worker
         await self._datapath.command(lambda: lib.pvs_uplink_start(self._port, index, c))
 

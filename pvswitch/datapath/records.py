@@ -126,12 +126,12 @@ class RingConf:
 class UplinkConf:
     """A queue of an uplink.
 
-    `fd` is a tap or a packet socket, non-blocking, with a virtio-net header of 10 bytes; it stays the caller's, open
-    until the queue is stopped. `uso`: the kernel takes UDP frames to be segmented. `worker` fetches from it, -1: that
-    with the fewest queues.
+    `fd` is a tap, a packet socket or a datagram socket to who reads and writes a file, non-blocking, with a virtio-net
+    header of 10 bytes; it stays the caller's, open until the queue is stopped. `uso`: the kernel takes UDP frames to be
+    segmented; a file takes nothing unfinished. `worker` fetches from it, -1: that with the fewest queues.
     """
 
-    kind: Literal["tap", "packet"]
+    kind: Literal["tap", "packet", "file"]
     fd: int
     uso: bool = False
     worker: int = -1

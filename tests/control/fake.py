@@ -9,7 +9,7 @@ from pathlib import Path
 from pvswitch import vlan
 from pvswitch.controller import plan
 from pvswitch.errors import ApplyError
-from pvswitch.model import SwitchConfig, VhostUserPort
+from pvswitch.model import PcapPort, SwitchConfig, VhostUserPort
 from pvswitch.state import (
     FdbEntry,
     LinkReason,
@@ -58,6 +58,9 @@ class FakeDataplane:
 
     def port_state(self, name: str) -> PortState:
         port = self.config.ports[name]
+        if isinstance(port, PcapPort):
+            message = None if port.write else "played 3 frames, finished"
+            return PortState(link="up", message=message)
         if isinstance(port, VhostUserPort):
             socket, interface, waits = self.config.port_socket(name), "", LinkReason.WAITING_FOR_FRONTEND
         else:

@@ -20,6 +20,10 @@ def tap(**settings: Any) -> dict[str, Any]:
     return {"ports": {"t": {"type": "tap", "ifname": "tap0", **settings}}}
 
 
+def pcap(**settings: Any) -> dict[str, Any]:
+    return {"ports": {"f": {"type": "pcap", **settings}}}
+
+
 # What it is -> (document, places, a part of the first message)
 MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "unknown key": ({"portz": {}}, ["portz"], "did you mean `ports`"),
@@ -156,6 +160,36 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "address twice": (tap(addresses=["fd00::1/64", "FD00::0:1/64"]), ["ports.t.addresses[1]"], "listed already"),
     "mtu beyond a tap's": (tap(mtu=65522), ["ports.t.mtu"], "at most 65521"),
     "promisc as number": (ports(type="af_packet", ifname="e", promisc=1), ["ports.vm1.promisc"], "true or false"),
+    "no file": (pcap(), ["ports.f.read"], "a file to `read`, one to `write`, or both"),
+    "relative file": (pcap(read="a.pcap"), ["ports.f.read"], "absolute path"),
+    "wrong file, and nothing else": (pcap(write="a.pcap"), ["ports.f.write"], "absolute path"),
+    "wrong files, and a bridge": (
+        {"ports": {"f": {"type": "pcap", "read": 1, "write": "\n", "bridge": "br9"}}},
+        ["ports.f.read", "ports.f.write", "ports.f.bridge"],
+        "an absolute path",
+    ),
+    "speed below 0": (pcap(read="/a", speed=-1), ["ports.f.speed"], "at least 0"),
+    "speed beyond measure": (pcap(read="/a", speed=1e7), ["ports.f.speed"], "at most 1000000"),
+    "speed as text": (pcap(read="/a", speed="fast"), ["ports.f.speed"], "must be a number"),
+    "speed as truth": (pcap(read="/a", speed=True), ["ports.f.speed"], "must be a number"),
+    "loop as number": (pcap(read="/a", loop=3), ["ports.f.loop"], "true or false"),
+    "pcap's key": (ports(read="/a"), ["ports.vm1.read"], "a key of pcap ports"),
+    "the file that it reads": (pcap(read="/a//b", write="/a/b"), ["ports.f.write"], "the file that this port reads"),
+    "a file that another reads": (
+        {"ports": {"r": {"type": "pcap", "read": "/a"}, "w": {"type": "pcap", "write": "/x/../a"}}},
+        ["ports.w.write"],
+        "port 'r' reads",
+    ),
+    "a file that another reads, behind": (
+        {"ports": {"w": {"type": "pcap", "write": "/a"}, "r": {"type": "pcap", "read": "/a"}}},
+        ["ports.w.write"],
+        "port 'r' reads",
+    ),
+    "a file that another writes": (
+        {"ports": {"v": {"type": "pcap", "write": "/a"}, "w": {"type": "pcap", "write": "/a"}}},
+        ["ports.w.write"],
+        "port 'v' writes already",
+    ),
     "same interface": (
         {
             "ports": {

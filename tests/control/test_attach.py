@@ -109,9 +109,9 @@ def test_macs_differ() -> None:
     assert len({port_mac(f"vm{i}") for i in range(1024)}) == 1024
 
 
-@pytest.mark.parametrize("kind", ["tap", "af_packet"])
-def test_a_port_that_is_an_interface_has_no_lines(kind: str) -> None:
-    config = parse({"ports": {"up0": {"type": kind, "ifname": "eth7"}}})
+@pytest.mark.parametrize(("kind", "key"), [("tap", "ifname"), ("af_packet", "ifname"), ("pcap", "read")])
+def test_a_port_that_is_an_interface_or_a_file_has_no_lines(kind: str, key: str) -> None:
+    config = parse({"ports": {"up0": {"type": kind, key: "/e7"[key == "ifname" :]}}})
     with pytest.raises(NoVmPort, match=f"'up0' has type {kind}"):
         qemu_lines(config, "up0", Guest())
     with pytest.raises(NoVmPort, match=f"'up0' has type {kind}"):

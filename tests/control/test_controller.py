@@ -84,6 +84,24 @@ def test_what_opens_an_interface_anew_is_said(settings: dict[str, Any], keys: se
     assert ("its interface is opened anew" in change.detail) is disruptive
 
 
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ({"speed": 0}, ("speed",)),
+        ({"loop": True}, ("loop",)),
+        ({"read": "/b"}, ("read",)),
+        ({"write": "/c"}, ("write",)),
+        ({"mtu": 1500}, ()),
+    ],
+)
+def test_what_begins_files_anew_is_said(settings: dict[str, Any], keys: tuple[str, ...]) -> None:
+    pcap = {"bridge": "a", "type": "pcap", "read": "/a"}
+    (change,) = plan(config(ports={"vm1": pcap}), config(ports={"vm1": {**pcap, **settings}})).changes
+    assert change.keys == (keys or ("mtu",))
+    assert change.disruptive is bool(keys)
+    assert ("its files begin anew" in change.detail) is bool(keys)
+
+
 def test_a_port_that_becomes_another_type() -> None:
     tap = {"bridge": "a", "type": "tap", "ifname": "tap0"}
     (change,) = plan(config(), config(ports={"vm1": tap})).changes

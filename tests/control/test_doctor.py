@@ -40,6 +40,15 @@ def test_a_tap_has_an_interface_and_no_socket() -> None:
     assert (finding.ok, finding.message) == (False, "interface_missing: no tap0: x")
 
 
+def test_a_pcap_port_has_files_and_tells_how_far_it_is() -> None:
+    replay = {"name": "r", "type": "pcap", "read": "/a.pcap", "write": None}
+    (finding,) = diagnose([replay | {"state": {"link": "up", "message": None}}])
+    assert finding.message == "link up; read: /a.pcap"
+    both = replay | {"write": "/b.pcap", "state": {"link": "up", "message": "played 3 frames, finished"}}
+    (finding,) = diagnose([both])
+    assert finding.message == "link up; read: /a.pcap; write: /b.pcap; played 3 frames, finished"
+
+
 def test_the_switchs_own_sentence_comes_first(path: Path) -> None:
     path.unlink()
     first, second = diagnose([port(path, reason="waiting_for_frontend", message="no VM: start one")])

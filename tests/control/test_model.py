@@ -24,6 +24,7 @@ from pvswitch.errors import ConfigError, InvalidDocument
 from pvswitch.model import (
     AfPacketPort,
     AnyPort,
+    PcapPort,
     SwitchConfig,
     TapPort,
     VhostUserPort,
@@ -150,6 +151,20 @@ def test_uplinks_are_filled_in() -> None:
     assert (packet.promisc, packet.netns) == (True, "/proc/7/ns/net")
 
 
+def test_a_pcap_port_is_filled_in() -> None:
+    port = parse({"ports": {"f": {"type": "pcap", "read": "//lab//a.pcap", "speed": 2}}}).ports["f"]
+    assert isinstance(port, PcapPort)
+    assert (port.read, port.write, port.speed, port.loop) == (Path("/lab/a.pcap"), None, 2.0, False)
+
+
+def test_several_ports_may_play_one_file() -> None:
+    port = {"type": "pcap", "read": "/a"}
+    assert (
+        len(parse({"ports": {"x": port, "y": {**port, "write": "/x"}, "z": {"type": "pcap", "write": "/z"}}}).ports)
+        == 3
+    )
+
+
 def test_only_a_vhost_user_port_has_a_socket() -> None:
     config = parse({"ports": {"t": {"type": "tap", "ifname": "tap0"}}})
     assert "socket" not in config.document()["ports"]["t"]
@@ -168,6 +183,11 @@ def test_only_a_vhost_user_port_has_a_socket() -> None:
         {"type": "tap", "ifname": "tap 0"},
         {"type": "tap", "ifname": "tap0", "socket": "/s"},
         {"type": "af_packet", "ifname": "eth1", "queues": 1},
+        {"type": "pcap", "read": "/a", "speed": 0.5, "loop": True},
+        {"type": "pcap", "write": "/a"},
+        {"type": "pcap"},
+        {"type": "pcap", "read": "/a", "speed": -1},
+        {"type": "pcap", "read": "/a", "ifname": "eth1"},
         {"type": "vxlan"},
         {"ifname": "tap0"},
         {"queues": 17},
@@ -238,10 +258,17 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         for name in draw(st.lists(NAMES, max_size=5, unique=True))
     }
     for i, port in enumerate(ports.values()):
-        kind = draw(st.sampled_from(["vhost-user", "vhost-user", "tap", "af_packet"]))
+        kind = draw(st.sampled_from(["vhost-user", "vhost-user", "tap", "af_packet", "pcap"]))
         if kind != "vhost-user":
             for key in ("queues", "mode", "rxq_affinity"):
                 port.pop(key, None)
+        if kind == "pcap":
+            optional = {"speed": st.floats(0, 1000) | st.integers(0, 9), "loop": st.booleans()}
+            files = draw(
+                st.sampled_from([{"read": "/in"}, {"write": f"/out{i}"}, {"read": "/in", "write": f"/out{i}"}])
+            )
+            port |= {"type": kind, **files} | draw(st.fixed_dictionaries({}, optional=optional))
+        elif kind != "vhost-user":
             port |= {"type": kind, "ifname": f"if{i}"}
             port |= draw(st.fixed_dictionaries({}, optional={"netns": st.sampled_from(["lab", "/run/netns/x", "/n"])}))
             port["mtu"] = min(port.get("mtu", 1500), 65521)
@@ -281,6 +308,10 @@ JUNK = st.recursive(
         lambda junk, kind: {"ports": {"x": {"type": kind, "ifname": junk, "netns": junk, "addresses": [junk]}}},
         JUNK,
         st.sampled_from(["tap", "af_packet"]) | JUNK,
+    )
+    | st.builds(
+        lambda read, write, speed: {"ports": {"x": {"type": "pcap", "read": read, "write": write, "speed": speed}}},
+        *(JUNK | st.just("/a") for _ in range(3)),
     )
     | st.builds(lambda junk: {"bridges": {"br0": {"fdb": [junk, {"port": junk, "mac": junk}]}}}, JUNK)
 )
