@@ -236,6 +236,10 @@ HEADS = st.builds(struct.pack, st.sampled_from(["<IIII", ">IIII"]), *[st.integer
     section("<") + interface("<"), [struct.pack("<II", 6, 0xFFFFFFFC) + struct.pack("<IIIII", 0, 0, 0, 1 << 31, 1)]
 )
 @example(section("<"), [struct.pack("<II", 1, 0xFFFFFFFC)])
+@example(
+    section("<") + interface("<", 113) + interface("<"),
+    [struct.pack("<II", 6, 0xFFFFFFFC) + struct.pack("<IIIII", 0, 0, 0, 1 << 31, 1)],
+)
 def test_no_bytes_raise_anything_else_nor_take_memory(start: bytes, parts: list[bytes]) -> None:
     data = start + b"".join(parts)
     tracemalloc.start()
