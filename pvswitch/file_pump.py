@@ -305,9 +305,10 @@ class Recorder(Pump):
         with contextlib.suppress(OSError):  # what is wrong is told by the first write
             os.ftruncate(self._fd, 0)
         while True:
+            ending = self._ending  # looked at first: all that is to be written was there when it was set
             more = self._collect()
             written = self._write()
-            if self._ending and not (more and written):
+            if ending and not (more and written):
                 break
             if not written:
                 self._wait(RETRY_MS)
