@@ -31,6 +31,8 @@ def cross_errors(config: SwitchConfig) -> list[FieldError]:
         *_file_errors(config),
         *_worker_errors(config),
         *_vlan_errors(config),
+        *_mirror_errors(config),
+        *_policy_errors(config),
     ]
 
 
@@ -84,6 +86,43 @@ def _fdb_errors(config: SwitchConfig) -> list[FieldError]:
             errors.append(
                 FieldError(("bridges", bridge, "fdb"), f"has more static entries than fdb_size, {settings.fdb_size}")
             )
+    return errors
+
+
+def _mirror_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    for bridge, settings in config.bridges.items():
+        outputs = {mirror.output_port for mirror in settings.mirrors.values()} - {None}
+        for name, mirror in settings.mirrors.items():
+            loc = ("bridges", bridge, "mirrors", name)
+            if (mirror.output_port is None) == (mirror.output_vlan is None):
+                errors.append(FieldError(loc, "needs one of `output_port` and `output_vlan`: where its frames go"))
+            named: list[tuple[tuple[str | int, ...], str]] = []
+            if mirror.output_port is not None:
+                named.append(((*loc, "output_port"), mirror.output_port))
+            for key in ("select_src_port", "select_dst_port"):
+                named += [((*loc, key, i), port) for i, port in enumerate(getattr(mirror, key))]
+            for place, port in named:
+                if port not in config.ports:
+                    errors.append(FieldError(place, f"there is no port {port!r}"))
+                elif (other := config.ports[port].bridge) != bridge:
+                    errors.append(FieldError(place, f"port {port!r} is on bridge {other!r}, not on this one"))
+                elif port in outputs and place[-1] != "output_port":
+                    message = f"port {port!r} is the output of a mirror: no frames but mirrored ones pass by it"
+                    errors.append(FieldError(place, message))
+    return errors
+
+
+def _policy_errors(config: SwitchConfig) -> list[FieldError]:
+    errors = []
+    for name, port in config.ports.items():
+        if port.shaping is not None and port.on_full == "backpressure":
+            message = "doesn't go with `shaping`, which lets frames wait itself: leave one of them out"
+            errors.append(FieldError(("ports", name, "on_full"), message))
+        rules = port.port_security
+        if rules is not None and rules.sticky and rules.max_macs is None:
+            message = "needs `max_macs`: one port could fill the bridge's table with addresses that never go"
+            errors.append(FieldError(("ports", name, "port_security", "sticky"), message))
     return errors
 
 

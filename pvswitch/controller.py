@@ -59,8 +59,16 @@ class Dataplane(Protocol):
     def fdb_entry(self, bridge: str, vid: int, mac: str) -> FdbEntry | None:
         """Return what a bridge knows of one address, or None."""
 
-    def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
-        """Forget dynamic entries that match everything given; return how many."""
+    def fdb_flush(
+        self,
+        bridge: str,
+        *,
+        port: str | None = None,
+        vid: int | None = None,
+        mac: str | None = None,
+        sticky: bool | None = None,
+    ) -> int:
+        """Forget learned entries that match all that is given; `sticky`: only those, or only others."""
 
     def fdb_count(self, bridge: str) -> int:
         """Return how many addresses a bridge knows."""
@@ -162,6 +170,11 @@ def _ends(port: Port) -> str:
     return "its files begin anew" if "read" in type(port).model_fields else "its VM's connection ends"
 
 
+def _plain(item: ConfigModel) -> dict[str, Any]:
+    plain: dict[str, Any] = item.model_dump(mode="json", exclude_defaults=True)
+    return plain
+
+
 def _word(value: object) -> str:
     if value is None:
         return "none"
@@ -170,6 +183,8 @@ def _word(value: object) -> str:
         return json.dumps(value) if plain else f"{len(value)} entries"
     if isinstance(value, ConfigModel):
         return json.dumps(value.model_dump(mode="json"))
+    if isinstance(value, dict) and any(isinstance(item, ConfigModel) for item in value.values()):
+        return ", ".join(f"{name} {json.dumps(_plain(item))}" for name, item in value.items())
     return json.dumps(value) if isinstance(value, bool | dict) else str(value)
 
 

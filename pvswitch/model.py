@@ -31,6 +31,7 @@ from pvswitch.values import (
     Int,
     InterfaceAddress,
     InterfaceName,
+    IpNetwork,
     Listen,
     Name,
     Netns,
@@ -50,6 +51,11 @@ MAX_ADDRESSES = 64  # of a tap
 MAX_TAP_MTU = 65521  # the kernel's: 65535 with the Ethernet header
 MAX_SPEED = 1_000_000
 
+MAX_MIRRORS = 32  # of a bridge
+MAX_SENDERS = 1024  # MAC addresses, and networks, of a port
+MAX_KBPS = 1_000_000_000
+MIN_BURST, DEFAULT_BURST, MAX_BURST = 65_550, 131_072, 4_000_000_000
+Pps = Annotated[Int, Field(ge=1, le=1_000_000_000)]
 Worker = Annotated[Int, Field(ge=0, le=MAX_WORKERS - 1)]
 
 
@@ -72,16 +78,33 @@ class StaticEntry(ConfigModel):
     port: Name
 
 
+class Mirror(ConfigModel):
+    """Frames that are sent once more, to who watches; of all ports where none is selected."""
+
+    select_src_port: tuple[Name, ...] = Field((), max_length=MAX_PORTS, description="frames that came by these ports")
+    select_dst_port: tuple[Name, ...] = Field((), max_length=MAX_PORTS, description="frames that leave by these ports")
+    select_vlan: Vlans = Field((), description="only frames of these VLANs (0: untagged); of all when empty")
+    output_port: Name | None = Field(None, description="where they go; no other frames pass by this port then")
+    output_vlan: Int | None = Field(None, ge=1, le=MAX_VID, description="or the VLAN into which they go")
+    snaplen: Int | None = Field(None, ge=14, le=65535, description="bytes that are kept of each; all when absent")
+    drops: Bool = Field(False, description="frames that came by a selected port and were dropped, as well")
+
+    def names(self, port: str) -> bool:
+        """Return whether it takes frames of a port, or sends to it, by name."""
+        return port in (*self.select_src_port, *self.select_dst_port, self.output_port)
+
+
 class Bridge(ConfigModel):
     """A learning switch: the ports that name it exchange frames."""
 
-    LATER = frozenset({"flows", "mirrors", "meters"})
+    LATER = frozenset({"flows", "meters"})
 
     aging_time: Int = Field(300, ge=0, le=1_000_000, description="seconds; 0 = never")
     fdb_size: Int = Field(8192, ge=1, le=1_000_000, description="entries at most")
     forward_bpdu: Bool = Field(True, description="forward 01-80-C2-00-00-0x between ports; PAUSE never")
     flood_unknown: Bool = Field(True, description="flood frames for unknown unicast addresses")
     fdb: tuple[StaticEntry, ...] = Field((), description="static entries")
+    mirrors: dict[Name, Mirror] = Field(default_factory=dict, max_length=MAX_MIRRORS)
 
 
 class Features(ConfigModel):
@@ -97,15 +120,49 @@ class Features(ConfigModel):
     in_order: Bool = Field(True, description="rings in order, for drivers that ask for them")
 
 
+class StormControl(ConfigModel):
+    """How many frames a second a port may have flooded, by class; a tenth of a second's at once. Absent: no limit."""
+
+    broadcast_pps: Pps | None = None
+    multicast_pps: Pps | None = None
+    unknown_pps: Pps | None = Field(None, description="unicast for addresses that the bridge doesn't know")
+
+
+class PortSecurity(ConfigModel):
+    """Who may send from a port; all else is dropped."""
+
+    sticky: Bool = Field(False, description="what was learned stays, and can't be learned on another port")
+    max_macs: Int | None = Field(None, ge=1, le=1_000_000, description="addresses that are learned at most")
+    allowed_macs: tuple[UnicastMac, ...] = Field((), max_length=MAX_SENDERS, description="any when empty")
+    allowed_ips: tuple[IpNetwork, ...] = Field(
+        (), max_length=MAX_SENDERS, description="addresses and networks; with them only IPv4, IPv6 and ARP pass"
+    )
+
+
+class RateLimit(ConfigModel):
+    """A token bucket."""
+
+    rate_kbps: Int = Field(ge=1, le=MAX_KBPS, description="10^3 bit/s, of whole frames without FCS")
+    burst_bytes: Int = Field(
+        DEFAULT_BURST, ge=MIN_BURST, le=MAX_BURST, description="at once; default: 10 ms at this rate, 131072 at least"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: object) -> object:
+        """Write out the burst that follows from the rate."""
+        if not isinstance(data, Mapping) or "burst_bytes" in data:
+            return data
+        rate = data.get("rate_kbps")
+        whole = rate if isinstance(rate, int) and not isinstance(rate, bool) and 0 < rate <= MAX_KBPS else 0
+        return {**data, "burst_bytes": max(DEFAULT_BURST, whole * 1000 // 8 // 100)}
+
+
 class Port(ConfigModel):
     """What all types of ports have. A port itself is one of PORT_TYPES, by its `type`."""
 
     LATER = frozenset(
-        {
-            *("storm_control", "port_security"),
-            *("policing", "shaping"),
-            *("vni", "key", "local", "remotes", "dst_port", "ttl", "tos", "df", "learning", "udp_csum"),  # tunnels
-        }
+        {"vni", "key", "local", "remotes", "dst_port", "ttl", "tos", "df", "learning", "udp_csum"}  # tunnels
     )
     # A change of these ends the front end's connection, or takes an interface or a file anew; all others are live.
     DISRUPTIVE: ClassVar[frozenset[str]] = frozenset(
@@ -130,6 +187,10 @@ class Port(ConfigModel):
     trunks: Vlans = Field((), description="VLANs that a trunk or native port carries (0: untagged); all when empty")
     cvlans: Vlans = Field((), description="customer VLANs that a dot1q-tunnel port takes (0: untagged); all when empty")
     protected: Bool = Field(False, description="isolated from other protected ports of its bridge")
+    port_security: PortSecurity | None = None
+    storm_control: StormControl | None = None
+    policing: RateLimit | None = Field(None, description="what comes from the port: what is more is dropped")
+    shaping: RateLimit | None = Field(None, description="what goes to the port: what is more waits, 100 ms at most")
     on_full: Literal["drop", "backpressure"] = Field(
         "drop", description="what happens to known unicast for this port while it takes nothing"
     )

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pvswitch import vlan
+from pvswitch import policy, vlan
 from pvswitch.balancer import Balancer
 from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, VlanCounters, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
@@ -220,19 +220,26 @@ class Ports:
 
     async def _publish(self) -> None:
         assert self._config is not None
-        indices = {name: index for index, name in enumerate(self._config.bridges)}
+        bridges = self._config.bridges
+        indices = {name: index for index, name in enumerate(bridges)}
         rules = {name: vlan.rules(conf) for name, conf in self._config.ports.items()}
         with_vlans = {self._config.port_bridge(name) for name, found in rules.items() if found is not None}
+        handles = {name: port.handle for name, port in self._ports.items()}
         await self._datapath.publish(
             [
                 PortView(
-                    self._ports[name].handle,
+                    handles[name],
                     indices[self._config.port_bridge(name)],
                     conf.enabled,
                     conf.mtu or 0,
                     conf.backpressure_ms if conf.on_full == "backpressure" else 0,
                     rules[name],
                     conf.protected,
+                    policy.storm(conf.storm_control),
+                    policy.limit(conf.policing),
+                    policy.limit(conf.shaping),
+                    policy.security(conf.port_security),
+                    *policy.mirrored(name, bridges[self._config.port_bridge(name)]),
                 )
                 for name, conf in self._config.ports.items()
             ],
@@ -242,8 +249,9 @@ class Ports:
                     conf.forward_bpdu,
                     conf.flood_unknown,
                     vlans=self._vlans[name] if name in with_vlans else None,
+                    mirrors=policy.mirrors(conf, handles),
                 )
-                for name, conf in self._config.bridges.items()
+                for name, conf in bridges.items()
             ],
         )
 
@@ -314,16 +322,25 @@ class Ports:
             mac=item.mac,
             vid=item.vid,
             port=self._names[item.port],
-            type="static" if item.static else "dynamic",
-            age=None if item.static else float(item.age),
+            type=item.type,
+            age=None if item.type == "static" else float(item.age),
         )
 
-    def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
-        """Remove the dynamic entries that match; return how many. KeyError for an unknown bridge or port."""
+    def fdb_flush(
+        self,
+        bridge: str,
+        *,
+        port: str | None = None,
+        vid: int | None = None,
+        mac: str | None = None,
+        sticky: bool | None = None,
+    ) -> int:
+        """Remove the learned entries that match; return how many. KeyError for an unknown bridge or port."""
         return self._fdbs[bridge].flush(
             port=None if port is None else self._ports[port].handle.ref,
             vid=vid,
             mac=None if mac is None else _mac_bytes(mac),
+            sticky=sticky,
         )
 
     def fdb_count(self, bridge: str) -> int:
@@ -440,7 +457,7 @@ class Ports:
         if port.link_up:
             return
         for fdb in self._fdbs.values():
-            fdb.flush(port=port.handle.ref)
+            fdb.flush(port=port.handle.ref, sticky=False)
 
 
 async def _each(ports: Iterable[SwitchPort], step: Callable[[SwitchPort], Awaitable[None]]) -> None:

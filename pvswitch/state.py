@@ -159,7 +159,7 @@ class FdbEntry(BaseModel):
     mac: str
     vid: int
     port: str
-    type: Literal["dynamic", "static"]
+    type: Literal["dynamic", "static", "sticky"] = Field(description="sticky: learned, by a port that keeps it")
     age: float | None = Field(None, description="seconds since its last frame; absent for static ones")
 
 

@@ -163,7 +163,8 @@ def without(document: Mapping[Any, Any], locs: list[Loc]) -> dict[Any, Any]:
     """Return a copy of `document` without the values at `locs`, so that the rest can be checked."""
     copy = _copy(document)
     for loc in sorted(locs, key=len):
-        _remove(copy, loc if loc[:1] == ("bridges",) else tuple(takewhile(lambda part: isinstance(part, str), loc)))
+        entry = loc[:1] == ("bridges",) and loc[2:3] == ("fdb",)
+        _remove(copy, loc if entry else tuple(takewhile(lambda part: isinstance(part, str), loc)))
     return copy if isinstance(copy, dict) else {}
 
 
@@ -205,6 +206,9 @@ def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
         case ("ports", _, "type" | "ifname"):
             for own in [name for name in here if name == "type" or name not in VhostUserPort.model_fields]:
                 del here[own]  # without them it is a port like any other
+        case ("bridges", _, "mirrors", _, "output_port" | "output_vlan"):
+            here.pop("output_port", None)
+            here["output_vlan"] = 1
         case ("api", "listen"):
             here[key] = "127.0.0.1:0"
         case ("api", "tokens_file"):

@@ -66,9 +66,9 @@ def _encodable(text: str) -> str:
 
 def _unicast(mac: str) -> str:
     if int(mac[:2], 16) & 1:
-        refuse("is a multicast address: a static entry needs a unicast MAC address")
+        refuse("is a multicast address: a unicast MAC address is needed here")
     if mac == "00:00:00:00:00:00":
-        refuse("is not an address: a static entry needs a unicast MAC address")
+        refuse("is not an address: a unicast MAC address is needed here")
     return mac
 
 
@@ -121,6 +121,15 @@ def _check_netns(value: str) -> str:
     path = str(_check_path(value))
     folder, _, name = path.rpartition("/")
     return name if folder in ("/run/netns", "/var/run/netns") else path
+
+
+def _check_network(value: str) -> str:
+    """Return an address, or a network in its shortest form: 192.0.2.7/24 is 192.0.2.0/24."""
+    try:
+        network = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        refuse("must be an address or a network, like 192.0.2.7, 192.0.2.0/24 or fe80::/10")
+    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
 
 
 def _check_address(value: str) -> str:
@@ -199,6 +208,7 @@ InterfaceName = Annotated[
     str, Strict(), AfterValidator(_check_ifname), Field(json_schema_extra={"pattern": IFNAME_PATTERN})
 ]
 InterfaceAddress = Annotated[str, Strict(), AfterValidator(_check_address)]
+IpNetwork = Annotated[str, Strict(), AfterValidator(_check_network)]
 Netns = Annotated[str, Strict(), AfterValidator(_check_netns)]
 Listen = Annotated[str, Strict(), AfterValidator(_check_listen)]
 Group = Annotated[str, Strict(), AfterValidator(_check_group)]

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self, TypeVar
 
+from pvswitch import policy
 from pvswitch.datapath import (
     MAX_PAIRS,
+    NO_LIMIT,
     BridgeView,
     Datapath,
     DatapathPort,
@@ -31,6 +33,7 @@ from pvswitch.datapath import (
     VlanView,
 )
 from pvswitch.driver import Driver, DriverConf, Layout
+from pvswitch.model import Bridge, Mirror
 
 VERSION_1, ANY_LAYOUT, MRG_RXBUF, INDIRECT, EVENT_IDX = (1 << bit for bit in (32, 27, 15, 28, 29))
 PACKED, IN_ORDER = 1 << 34, 1 << 35
@@ -91,6 +94,7 @@ class BenchSwitch:
         self.ports: dict[str, BenchPort] = {}
         self.fdbs: dict[str, Fdb] = {}
         self.bridges: dict[str, BridgeSetup] = {}
+        self.mirrors: dict[str, Mapping[str, Mirror]] = {}
         self._loop = asyncio.new_event_loop()
         self.datapath = Datapath(workers=workers)
         self.datapath.on_event = self.events.append
@@ -197,6 +201,8 @@ class BenchSwitch:
             self.ports[name].setup = setup
         self.bridges |= bridges or {}
         order = list(self.bridges)
+        mirrors = {name: Bridge(mirrors=dict(self.mirrors.get(name, {}))) for name in order}
+        handles = {name: port.handle for name, port in self.ports.items()}
         self.command(
             self.datapath.publish(
                 [
@@ -208,11 +214,22 @@ class BenchSwitch:
                         p.setup.backpressure_ms,
                         p.setup.vlan,
                         p.setup.isolated,
+                        None,
+                        NO_LIMIT,
+                        NO_LIMIT,
+                        None,
+                        *policy.mirrored(name, mirrors[p.setup.bridge]),
                     )
-                    for p in self.ports.values()
+                    for name, p in self.ports.items()
                 ],
                 [
-                    BridgeView(self.fdbs[name], b.forward_bpdu, b.flood_unknown, b.punt_bpdu)
+                    BridgeView(
+                        self.fdbs[name],
+                        b.forward_bpdu,
+                        b.flood_unknown,
+                        b.punt_bpdu,
+                        mirrors=policy.mirrors(mirrors[name], handles),
+                    )
                     for name, b in self.bridges.items()
                 ],
             )

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fuzz_vlan.c - libFuzzer target: a port's rules, another's, and arbitrary bytes as a frame between them. The copy that leaves is
- * compared, byte for byte, with that of a slow model which works on lists of tags.
+ * fuzz_vlan.c - libFuzzer target: a port's rules, another's, and arbitrary bytes as a frame between them. The copy that leaves,
+ * and a mirror's, in another VLAN or cut, is compared, byte for byte, with that of a slow model which works on lists of tags.
  *
- * Input: two bytes for each port (mode; which sets of VLANs, which tag), then the frame. VLANs are 0, 1, 2, 0x7ff and 0xfff.
+ * Input: two bytes for each port (mode; which sets of VLANs, which tag), one for the VLAN of a mirror (0: none), one for how many
+ * bytes it keeps (0: all), then the frame. VLANs are 0, 1, 2, 0x7ff and 0xfff.
  */
 #include <stdlib.h>
 
@@ -12,7 +13,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { SETTINGS = 4, TAGS = 2, VIDS = 5 };
+enum { SETTINGS = 6, TAGS = 2, VIDS = 5 };
 
 static const uint16_t VID[VIDS] = { 0, 1, 2, 0x7ff, 0xfff };
 static uint8_t copy[PVS_MAX_FRAME + PVS_VLAN_HLEN], wanted[PVS_MAX_FRAME + PVS_VLAN_HLEN];
@@ -136,14 +137,24 @@ model_leave(const struct pvs_vlan *rules, struct tags *t)
     return true;
 }
 
+/* What a mirror makes of it: the outermost tag is another, or there is one. */
+static void
+model_move(uint16_t vid, struct tags *t)
+{
+    if (t->n == 0)
+        push(t, 0x81000000U);
+    t->tag[0] = (t->tag[0] & 0xfffff000U) | vid;
+}
+
 /* ---- the comparison ---- */
 
 static void
 compare(const struct pvs_frame *frame, const struct pvs_vlan *to, const struct pvs_vlan_place *place, struct tags *t,
-        const uint8_t *bytes, uint32_t tags_before)
+        const uint8_t *bytes, uint32_t tags_before, uint16_t keep)
 {
     enum pvs_form form;
     struct pvs_frame edited;
+    struct pvs_seg seg;
     uint32_t at = 12, rest = 12 + 4 * tags_before;
 
     bool leaves = pvs_vlan_leave(to, place, &form);
@@ -155,8 +166,14 @@ compare(const struct pvs_frame *frame, const struct pvs_vlan *to, const struct p
         for (int shift = 24; shift >= 0; shift -= 8)
             wanted[at++] = (uint8_t)(t->tag[i] >> shift);
     memcpy(wanted + at, bytes + rest, frame->len - rest);
-    pvs_frame_edit(&edited, frame, &place->form[form]);
-    require(edited.len == frame->len - rest + at);
+    struct pvs_edit edit = place->form[form];
+    uint32_t len = frame->len - rest + at;
+    if (keep != 0 && keep < len) {
+        edit.keep = keep;
+        len = keep;
+    }
+    require(pvs_frame_edit(&edited, frame, &edit, &seg) <= 1);
+    require(edited.len == len && edited.head_len <= len);
     require(edited.parsed.l3_offset == frame->parsed.l3_offset + at - rest);
     struct pvs_seg all = { .base = copy, .len = sizeof copy };
     struct pvs_cursor c = { .seg = &all, .n = 1 };
@@ -185,6 +202,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!whole)
         return 0;
     uint32_t before = t.n;
+    uint16_t mirror = VID[data[4] % (VIDS - 1)], keep = data[5] == 0 ? 0 : (uint16_t)(PVS_ETH_HLEN + data[5] - 1);
     bool enters = pvs_vlan_enter(&from, &frame, &place);
     require(enters == model_enter(&from, &t));
     if (!enters)
@@ -192,6 +210,13 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     require(place.vid == vid_of(&t, 0) && place.vid == pvs_vlan_of(&from, &frame.parsed));
     require(pvs_vlan_member(&to, place.vid) ||
             !model_leave(&to, &(struct tags){ t.n, { t.tag[0], t.tag[1], t.tag[2] } }));
-    compare(&frame, &to, &place, &t, bytes, before);
+    if (mirror != 0) {
+        struct pvs_vlan_place moved;
+        pvs_vlan_move(&place, &frame, mirror, &moved);
+        model_move(mirror, &t);
+        require(moved.vid == mirror);
+        place = moved;
+    }
+    compare(&frame, &to, &place, &t, bytes, before, keep);
     return 0;
 }

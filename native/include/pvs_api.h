@@ -23,6 +23,7 @@
 /* cdef begin */
 #define PVS_MAX_PORTS   1024
 #define PVS_MAX_BRIDGES 64
+#define PVS_MAX_MIRRORS 32
 #define PVS_MAX_WORKERS 16
 #define PVS_MAX_PAIRS   16
 #define PVS_MAX_REGIONS 509
@@ -169,23 +170,56 @@ enum pvs_vlan_mode {
     PVS_VLAN_DOT1Q_TUNNEL, /* all that comes in gets an 802.1ad tag of its own VLAN, which is taken off what goes out */
 };
 
+/* A token bucket: so many units in a second on average, so many at once. 0 a second: there is no limit. */
+struct pvs_limit {
+    uint64_t per_second, depth;
+};
+
+/* A network; IPv4 as ::ffff:a.b.c.d, with 96 bits more. */
+struct pvs_network {
+    uint8_t address[16];
+    uint8_t bits; /* of the prefix, of 128 */
+};
+
 struct pvs_port_conf {
     pvs_port *port;
     uint16_t bridge; /* index into the bridges of the same tables */
     bool enabled;
-    uint32_t mtu;             /* L3 bytes; 0 = not enforced */
-    uint32_t backpressure_ms; /* how long known unicast waits for a full receiver; 0 = it is dropped */
-    bool isolated;            /* from other isolated ports */
-    uint8_t vlan_mode;        /* enum pvs_vlan_mode */
-    uint16_t tag;             /* the own VLAN of other modes than trunk */
+    uint32_t mtu;                   /* L3 bytes; 0 = not enforced */
+    uint32_t backpressure_ms;       /* how long known unicast waits for a full receiver; 0 = it is dropped */
+    bool isolated;                  /* from other isolated ports */
+    uint32_t mirror_in, mirror_out; /* the mirrors of its bridge that want what comes in by it, and goes out: bits */
+    struct pvs_limit storm[3];      /* frames: broadcast, multicast, unknown unicast */
+    struct pvs_limit policing;      /* bytes that come in: what is more is dropped */
+    struct pvs_limit shaping;       /* bytes that go out: what is more waits */
+    bool secure;                    /* who sends is looked at: */
+    bool sticky;                    /* what was learned stays, and can't be learned elsewhere */
+    uint32_t max_macs;              /* addresses that may be learned; 0: no limit */
+    uint32_t n_macs;                /* addresses that may send; 0: any */
+    const uint8_t *macs;            /* six bytes each */
+    uint32_t n_networks;            /* with these only IPv4, IPv6 and ARP pass, of senders in these networks; 0: any */
+    const struct pvs_network *networks;
+    uint8_t vlan_mode; /* enum pvs_vlan_mode */
+    uint16_t tag;      /* the own VLAN of other modes than trunk */
     const uint64_t
         *vlans; /* a bit for each VID that it carries (0: untagged), of a tunnel for each customer VID; NULL: all */
 };
+/* A mirror sends frames of the ports that name it once more, to a port or into a VLAN. */
+struct pvs_mirror_conf {
+    pvs_port *port;        /* of the same bridge: no other frames leave by it, none comes in. NULL: */
+    uint16_t vid;          /* the VLAN */
+    uint16_t snaplen;      /* bytes of each frame that are kept; 0 = all */
+    bool drops;            /* frames that came by a port and were dropped, as well */
+    const uint64_t *vlans; /* the VLANs whose frames are wanted, as in pvs_port_conf; NULL: all */
+};
+
 struct pvs_bridge_conf {
     pvs_fdb *fdb;
     bool forward_bpdu, flood_unknown;
     bool punt_bpdu;                   /* hand link-local frames to the control plane as well */
     pvs_vlan_counters *vlan_counters; /* NULL: nothing is counted by VLAN */
+    uint32_t n_mirrors;
+    const struct pvs_mirror_conf *mirrors;
 };
 int64_t pvs_publish(pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
                     const struct pvs_bridge_conf *bridges, uint32_t n_bridges);
@@ -203,9 +237,11 @@ struct pvs_fdb_item {
     uint32_t port_ref;
     uint32_t age_s; /* seconds since last seen; 0 for a static entry */
     bool is_static;
+    bool is_sticky; /* learned, by a port that keeps it */
 };
 struct pvs_fdb_filter { /* what a flush removes: all fields given must match; static entries stay */
-    bool by_port, by_vid, by_mac;
+    bool by_port, by_vid, by_mac, by_sticky;
+    bool sticky; /* only those of ports that keep them; or only others */
     uint32_t port_ref;
     uint16_t vid;
     uint8_t mac[6];

@@ -39,7 +39,12 @@
     X(same_port)            /* the destination was learned on the port the frame came from */        \
     X(bpdu)                 /* link-local, and forward_bpdu is off; or PAUSE */                      \
     X(vlan_filtered)        /* the port, or the receiver's, isn't a member of the frame's VLAN, or its tags are refused */ \
+    X(mirror_output)        /* by, or for, a port that is the output of a mirror */                  \
     X(isolated)             /* between two protected ports */                                        \
+    X(port_security)        /* the sender may not be on this port, or says to be somebody else */     \
+    X(storm_control)        /* more broadcast, multicast or unknown unicast than the port may send */ \
+    X(policed)              /* more than the port may send */                                        \
+    X(shaped)               /* it would have had to wait too long for the port's rate */              \
     X(mtu_exceeded)                                                                                  \
     X(guest_rx_full)        /* the receiving guest had no buffers posted */                          \
     X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */  \

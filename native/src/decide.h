@@ -15,6 +15,9 @@
 #include "counters.h"
 #include "fdb.h"
 #include "frame.h"
+#include "mirror.h"
+#include "policy.h"
+#include "security.h"
 #include "vlan.h"
 
 /* A port as the tables know it, at its index. ref 0: no such port. */
@@ -23,12 +26,19 @@ struct pvs_port_view {
     uint32_t mtu; /* 0 = not enforced */
     uint16_t bridge;
     bool enabled;
-    bool isolated;                 /* from other isolated ports */
-    bool plain;                    /* nothing is to be looked at but link and MTU, and no frame is edited */
+    bool isolated;    /* from other isolated ports */
+    bool mirrored_to; /* only mirrors send to it, and what comes by it is dropped */
+    bool
+        steady; /* what becomes of a frame becomes of the next one between the same addresses with the same tags, too */
+    bool plain; /* and nothing is to be looked at but link and MTU */
     uint64_t backpressure_ns;      /* how long known unicast waits for a full receiver; 0 = it is dropped */
     const _Atomic uint32_t *rx_up; /* not 0: its guest can receive */
     const struct pvs_vlan *vlan;   /* NULL: a trunk of all VLANs */
     struct pvs_port *port;
+    uint32_t mirror_in, mirror_out;      /* the mirrors that want what comes by it, and what leaves by it: bits */
+    const struct pvs_policy *policy;     /* NULL: no limits */
+    const struct pvs_security *security; /* NULL: any sender */
+    struct pvs_meters *meters;           /* what has been used of them */
 };
 
 struct pvs_bridge_view {
@@ -38,6 +48,8 @@ struct pvs_bridge_view {
     const uint16_t *member;            /* indices of its enabled ports in every VLAN, where floods go */
     struct pvs_vlan_members *vlans;    /* and of those in some of them; NULL: there is none */
     struct pvs_vlan_counters *counted; /* NULL: it has no VLANs of its own */
+    const struct pvs_mirror *mirror;
+    uint32_t n_mirrors;
 };
 
 /* What came into each VLAN of a bridge: by worker, which is the only writer of its own, then by VID. */
@@ -57,42 +69,76 @@ struct pvs_tables {
     struct pvs_port_view port[PVS_MAX_PORTS];
     struct pvs_bridge_view bridge[PVS_MAX_BRIDGES];
     uint16_t members[PVS_MAX_PORTS];
-    struct pvs_vlan *vlans; /* what the ports' `vlan` point to */
+    struct pvs_vlan *vlans;          /* what the ports' `vlan` point to, */
+    struct pvs_policy *policies;     /* their `policy`, */
+    struct pvs_security *securities; /* and their `security`, with the lists of these */
+    struct pvs_mirror *mirrors;      /* what the bridges' `mirror` point to */
+    uint64_t *macs;
+    struct pvs_network *networks;
 };
 
 /* One copy: to `port`, or not, because of `drop`. */
 struct pvs_egress {
     uint16_t port;
     uint8_t drop; /* enum pvs_drop; none = deliver */
-    uint8_t form; /* enum pvs_form */
+    uint8_t form; /* enum pvs_form; behind those, the forms of each mirror */
 };
 
+/* A frame goes to each port once, and once more for each mirror. */
+enum { PVS_MAX_EGRESS = (1 + PVS_MAX_MIRRORS) * PVS_MAX_PORTS };
+
 struct pvs_verdict {
-    uint8_t drop;      /* enum pvs_drop of the whole frame; none = see the list */
+    uint8_t drop;      /* enum pvs_drop of the whole frame, of which only mirrors get a copy; none = see the list */
     bool learn;        /* the source wants to be learned, moved or refreshed */
     bool fresh_needed; /* learning it costs the port's budget: it is new or moved */
     bool punt;
-    bool known; /* unicast to one port that the FDB knows: it may wait for a full receiver */
+    bool policed;  /* the policer is to be charged */
+    uint8_t storm; /* enum pvs_storm, plus 1, that is to be charged; 0 = none */
+    bool known;    /* unicast to one port that the FDB knows: it may wait for a full receiver */
     uint16_t bridge;
     struct pvs_vlan_place place; /* its VLAN, and what its forms are */
-    uint32_t n_egress;
-    struct pvs_egress egress[PVS_MAX_PORTS];
+    uint32_t n_egress;           /* copies; those of mirrors are the last */
+    struct pvs_egress egress[PVS_MAX_EGRESS];
+    struct pvs_edit mirrored[PVS_MAX_MIRRORS * PVS_FORMS];
+};
+
+/* What a copy differs in from the frame as it came. */
+static inline const struct pvs_edit *
+pvs_verdict_edit(const struct pvs_verdict *verdict, const struct pvs_egress *egress)
+{
+    return egress->form < PVS_FORMS ? &verdict->place.form[egress->form] : &verdict->mirrored[egress->form - PVS_FORMS];
+}
+
+/* Can a port's guest receive? */
+static inline bool
+pvs_has_link(const struct pvs_port_view *out)
+{
+    return out->enabled && atomic_load_explicit(out->rx_up, memory_order_relaxed) != 0;
+}
+
+/* The same moment in both units. */
+struct pvs_moment {
+    uint64_t ns;
+    uint32_t s;
 };
 
 /*
  * The frame has been parsed and is well-formed; its port is in the tables. `source_known`: just now the FDB knew its source
  * to be there, so that it need not be asked again.
  */
-void pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, uint32_t now_s, bool source_known,
-                struct pvs_verdict *verdict);
+void pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, struct pvs_moment now,
+                bool source_known, struct pvs_verdict *verdict);
 
 /* Does the frame's L3 part fit `mtu`? (L3 size: without Ethernet header and tags; a GSO frame counts by its segments.) */
 static inline bool
 pvs_fits_mtu(const struct pvs_frame *frame, uint32_t mtu)
 {
     const struct pvs_request *r = &frame->request;
+
+    if (mtu == 0)
+        return true;
     uint32_t len = r->gso_type != VIRTIO_NET_HDR_GSO_NONE ? (uint32_t)r->hdr_len + r->gso_size : frame->len;
-    return mtu == 0 || len - frame->parsed.l3_offset <= mtu;
+    return len - frame->parsed.l3_offset <= mtu;
 }
 
 #endif

@@ -338,19 +338,22 @@ pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct 
     return deliver_to_ring(w, out, pvs_ring_of(queue), frame, from);
 }
 
-/* Frame number `number` of the burst as `edit` makes it: its number among the edited ones. */
-static uint32_t
-edited(struct pvs_worker *w, uint32_t number, const struct pvs_edit *edit)
+uint32_t
+pvs_edited(struct pvs_worker *w, uint32_t number, const struct pvs_edit *edit)
 {
     struct pvs_edited *e = &w->edited;
 
-    /* several ports take the same form of a frame: it is one of the last two */
-    for (uint32_t i = e->n; i > 0 && i + 2 > e->n; i--)
-        if (e->of[i - 1].number == number && pvs_edit_is_same(&e->of[i - 1].edit, edit))
+    /* several ports take the same form of a frame; its forms are the last ones */
+    for (uint32_t i = e->n; i > 0 && e->of[i - 1].number == number; i--)
+        if (pvs_edit_is_same(&e->of[i - 1].edit, edit))
             return i - 1;
+    if (e->n == PVS_EDITED || e->n_seg > PVS_EDITED_SEGS - PVS_MAX_SEGS) {
+        pvs_deliver_lists(w); /* nothing refers to them any more */
+        e->n = e->n_seg = 0;
+    }
     e->of[e->n].number = (uint8_t)number;
     e->of[e->n].edit = *edit;
-    pvs_frame_edit(&e->frame[e->n], &w->source[number], edit);
+    e->n_seg += pvs_frame_edit(&e->frame[e->n], &w->source[number], edit, e->seg + e->n_seg);
     return e->n++;
 }
 
@@ -361,15 +364,22 @@ pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint
     const struct pvs_frame *base = w->source;
 
     if (!pvs_edit_is_nothing(edit)) {
-        number = edited(w, number, edit);
+        number = pvs_edited(w, number, edit);
         base = w->edited.frame;
     }
     const struct pvs_frame *frame = &base[number];
+    if (pvs_is_shaped(out)) {
+        from = NULL; /* what is too much for it waits with the shaper, not with its sender */
+        if (!pvs_shaper_passes(w, out, frame))
+            return true;
+    }
     struct pvs_queue *queue = choose_queue(out->port, frame);
     if (queue == NULL || queue->kind == PVS_QUEUE_UPLINK || (from != NULL && out->backpressure_ns != 0) ||
         (frame->request.checksum && !pvs_request_taken(frame, pvs_ring_of(queue)->offloads)))
         return pvs_deliver(w, out, frame, from);
     struct pvs_destination *d = destination(w, out, pvs_ring_of(queue), base);
+    if (d->n == PVS_BURST) /* mirrors may give a port more copies than there are frames */
+        deliver_list(w, d, true);
     pvs_destination_add(w, d, number);
     return true;
 }

@@ -46,7 +46,8 @@ struct pvs_fdb {
     atomic_flag lock;
     _Atomic bool wanted; /* control waits for the lock: workers leave it alone meanwhile */
     uint32_t free;
-    uint32_t held[PVS_MAX_PORTS]; /* dynamic entries by port index */
+    _Atomic uint32_t held[PVS_MAX_PORTS];   /* dynamic entries by port index; written under the lock */
+    _Atomic uint32_t sticky[PVS_MAX_PORTS]; /* by port index: the reference of one that keeps addresses, or 0 */
     struct list list[PVS_MAX_PORTS];
 };
 
@@ -113,12 +114,27 @@ is_static(const struct entry *e)
     return (atomic_load_explicit(&e->key, memory_order_relaxed) & KEY_STATIC) != 0;
 }
 
+/* relaxed: an entry may be judged by what was true of its port a moment ago */
 static bool
-too_old(const struct pvs_fdb *fdb, uint32_t stamp, uint32_t now_s)
+sticky(const struct pvs_fdb *fdb, uint32_t port_ref)
+{
+    return port_ref != 0 &&
+           atomic_load_explicit(&fdb->sticky[pvs_ref_index(port_ref)], memory_order_relaxed) == port_ref;
+}
+
+static bool
+too_old(const struct pvs_fdb *fdb, uint32_t port_ref, uint32_t stamp, uint32_t now_s)
 {
     uint32_t aging = atomic_load_explicit(&fdb->aging_s, memory_order_relaxed);
     /* signed: another worker may have stamped it a moment "after" our now */
-    return aging != 0 && (int32_t)(now_s - stamp) > (int32_t)aging;
+    return aging != 0 && (int32_t)(now_s - stamp) > (int32_t)aging && !sticky(fdb, port_ref);
+}
+
+static bool
+entry_too_old(const struct pvs_fdb *fdb, const struct entry *e, uint32_t now_s)
+{
+    return too_old(fdb, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
+                   atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s);
 }
 
 /* ---- reading ---- */
@@ -177,7 +193,7 @@ pvs_fdb_look(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint3
         return PVS_FDB_UNKNOWN;
     if (f.stamp == now_s || f.is_static)
         return PVS_FDB_FRESH;
-    return too_old(fdb, f.stamp, now_s) ? PVS_FDB_UNKNOWN : PVS_FDB_STALE;
+    return too_old(fdb, f.port_ref, f.stamp, now_s) ? PVS_FDB_UNKNOWN : PVS_FDB_STALE;
 }
 
 bool
@@ -207,6 +223,19 @@ pvs_fdb_prefetch(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place)
 
 /* ---- changing: the lock is held ---- */
 
+/* relaxed: who reads it without the lock wants no more than a number */
+static uint32_t
+held(const struct pvs_fdb *fdb, uint32_t port)
+{
+    return atomic_load_explicit(&fdb->held[port], memory_order_relaxed);
+}
+
+static void
+held_add(struct pvs_fdb *fdb, uint32_t port, uint32_t n)
+{
+    atomic_store_explicit(&fdb->held[port], held(fdb, port) + n, memory_order_relaxed);
+}
+
 static void
 list_add(struct pvs_fdb *fdb, uint32_t i)
 {
@@ -222,7 +251,7 @@ list_add(struct pvs_fdb *fdb, uint32_t i)
     else
         l->oldest = i;
     l->newest = i;
-    fdb->held[port]++;
+    held_add(fdb, port, 1);
 }
 
 static void
@@ -240,7 +269,7 @@ list_remove(struct pvs_fdb *fdb, uint32_t i)
         fdb->entry[e->newer].older = e->older;
     else
         l->newest = e->older;
-    fdb->held[port]--;
+    held_add(fdb, port, UINT32_MAX);
 }
 
 static void
@@ -264,15 +293,15 @@ entry_remove(struct pvs_fdb *fdb, uint32_t i)
     atomic_fetch_sub_explicit(&fdb->count, 1, memory_order_relaxed);
 }
 
-/* Make room by taking the oldest entry of the port that holds the most. False when all entries are static. */
+/* Make room by taking the oldest entry of the port that holds the most. False when all entries are static or sticky. */
 static bool
 evict(struct pvs_fdb *fdb)
 {
-    uint32_t port = 0;
-    for (uint32_t p = 1; p < PVS_MAX_PORTS; p++)
-        if (fdb->held[p] > fdb->held[port])
-            port = p;
-    if (fdb->held[port] == 0)
+    uint32_t port = 0, most = 0;
+    for (uint32_t p = 0; p < PVS_MAX_PORTS; p++)
+        if (held(fdb, p) > most && atomic_load_explicit(&fdb->sticky[p], memory_order_relaxed) == 0)
+            most = held(fdb, port = p);
+    if (most == 0)
         return false;
     /* a bounded number of second chances: order is kept lazily, an attacker must not make it a long walk */
     for (int chance = 0; chance < 8; chance++) {
@@ -325,14 +354,15 @@ entry_move(struct pvs_fdb *fdb, uint32_t i, uint32_t port_ref, uint32_t now_s)
 }
 
 enum pvs_learned
-pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t now_s, uint32_t *old_ref)
+pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t most, uint32_t now_s,
+              uint32_t *old_ref)
 {
     uint64_t key = key_of(mac, vid);
     struct found f = find(fdb, key);
 
     if (f.index != NIL && (f.is_static || (f.port_ref == port_ref && f.stamp == now_s)))
         return PVS_LEARN_NOTHING;
-    if (f.index != NIL && f.port_ref == port_ref && !too_old(fdb, f.stamp, now_s)) {
+    if (f.index != NIL && f.port_ref == port_ref && !too_old(fdb, f.port_ref, f.stamp, now_s)) {
         /* a mere refresh takes no lock; should the entry be reused this instant, another address lives a little longer */
         atomic_store_explicit(&fdb->entry[f.index].stamp, now_s, memory_order_relaxed);
         return PVS_LEARN_NOTHING;
@@ -341,11 +371,12 @@ pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref
         return PVS_LEARN_BUSY;
     enum pvs_learned outcome = PVS_LEARN_NOTHING;
     f = find(fdb, key); /* again: it may have changed before the lock was ours */
+    bool room = most == 0 || held(fdb, pvs_ref_index(port_ref)) < most;
     if (f.index == NIL) {
-        if (entry_insert(fdb, key, port_ref, now_s))
+        if (room && entry_insert(fdb, key, port_ref, now_s))
             outcome = PVS_LEARN_NEW;
-    } else if (!f.is_static) {
-        bool expired = too_old(fdb, f.stamp, now_s);
+    } else if (!f.is_static && (f.port_ref == port_ref || (room && !sticky(fdb, f.port_ref)))) {
+        bool expired = too_old(fdb, f.port_ref, f.stamp, now_s);
         if (f.port_ref != port_ref) {
             entry_move(fdb, f.index, port_ref, now_s);
             outcome = expired ? PVS_LEARN_NEW : PVS_LEARN_MOVED;
@@ -450,12 +481,14 @@ pvs_fdb_remove(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid)
 }
 
 static bool
-filter_matches(const struct pvs_fdb_filter *filter, const struct entry *e)
+filter_matches(const struct pvs_fdb *fdb, const struct pvs_fdb_filter *filter, const struct entry *e)
 {
     uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
     if (key == 0 || (key & KEY_STATIC))
         return false;
     if (filter->by_port && atomic_load_explicit(&e->port_ref, memory_order_relaxed) != filter->port_ref)
+        return false;
+    if (filter->by_sticky && sticky(fdb, atomic_load_explicit(&e->port_ref, memory_order_relaxed)) != filter->sticky)
         return false;
     if (filter->by_vid && (key >> 48 & 0xfff) != filter->vid)
         return false;
@@ -472,7 +505,7 @@ pvs_fdb_flush(struct pvs_fdb *fdb, const struct pvs_fdb_filter *filter)
     for (uint32_t from = 0; from < fdb->limit; from += SLICE) {
         lock_wait(fdb);
         for (uint32_t i = from; i < fdb->limit && i < from + SLICE; i++) {
-            if (filter_matches(filter, &fdb->entry[i])) {
+            if (filter_matches(fdb, filter, &fdb->entry[i])) {
                 entry_remove(fdb, i);
                 removed++;
             }
@@ -484,7 +517,7 @@ pvs_fdb_flush(struct pvs_fdb *fdb, const struct pvs_fdb_filter *filter)
 
 /* An entry as it is told to control; under the lock. */
 static struct pvs_fdb_item
-item_of(const struct entry *e, uint32_t now_s)
+item_of(const struct pvs_fdb *fdb, const struct entry *e, uint32_t now_s)
 {
     uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
     uint32_t stamp = atomic_load_explicit(&e->stamp, memory_order_relaxed);
@@ -492,6 +525,7 @@ item_of(const struct entry *e, uint32_t now_s)
     struct pvs_fdb_item item = { .vid = (uint16_t)(key >> 48 & 0xfff), .is_static = fixed };
 
     item.port_ref = atomic_load_explicit(&e->port_ref, memory_order_relaxed);
+    item.is_sticky = !fixed && sticky(fdb, item.port_ref);
     item.age_s = fixed || (int32_t)(now_s - stamp) < 0 ? 0 : now_s - stamp;
     pvs_mac_store(item.mac, key & PVS_MAC_BROADCAST);
     return item;
@@ -504,9 +538,9 @@ pvs_fdb_lookup(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t n
 
     lock_wait(fdb);
     struct found f = find(fdb, key_of(pvs_mac_load(mac), vid));
-    bool known = f.index != NIL && (f.is_static || !too_old(fdb, f.stamp, now_s));
+    bool known = f.index != NIL && (f.is_static || !too_old(fdb, f.port_ref, f.stamp, now_s));
     if (known)
-        *out = item_of(&fdb->entry[f.index], now_s);
+        *out = item_of(fdb, &fdb->entry[f.index], now_s);
     unlock(fdb);
     return known ? 0 : -ENOENT;
 }
@@ -521,9 +555,9 @@ pvs_fdb_sweep(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, uint32_t b
         for (uint32_t k = 0; k < SLICE && *cursor < fdb->limit; k++, ++*cursor) {
             struct entry *e = &fdb->entry[*cursor];
             if (atomic_load_explicit(&e->key, memory_order_relaxed) != 0 && !is_static(e) &&
-                too_old(fdb, atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s)) {
+                entry_too_old(fdb, e, now_s)) {
                 if (removed++ < max)
-                    out[removed - 1] = item_of(e, now_s);
+                    out[removed - 1] = item_of(fdb, e, now_s);
                 entry_remove(fdb, *cursor);
             }
         }
@@ -544,8 +578,8 @@ pvs_fdb_dump(struct pvs_fdb *fdb, uint64_t now_ns, uint32_t *cursor, struct pvs_
         for (uint32_t k = 0; k < SLICE && n < max && *cursor < fdb->limit; k++, ++*cursor) {
             struct entry *e = &fdb->entry[*cursor];
             if (atomic_load_explicit(&e->key, memory_order_relaxed) != 0 &&
-                (is_static(e) || !too_old(fdb, atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s)))
-                out[n++] = item_of(e, now_s);
+                (is_static(e) || !entry_too_old(fdb, e, now_s)))
+                out[n++] = item_of(fdb, e, now_s);
         }
         unlock(fdb);
     }
@@ -572,4 +606,22 @@ pvs_fdb_copy(struct pvs_fdb *to, struct pvs_fdb *from)
             unlock(from);
     }
     unlock(to);
+}
+
+bool
+pvs_fdb_is_sticky(const struct pvs_fdb *fdb, uint32_t port_ref)
+{
+    return sticky(fdb, port_ref);
+}
+
+void
+pvs_fdb_set_sticky(struct pvs_fdb *fdb, uint32_t port, uint32_t port_ref)
+{
+    atomic_store_explicit(&fdb->sticky[port], port_ref, memory_order_relaxed);
+}
+
+uint32_t
+pvs_fdb_held(const struct pvs_fdb *fdb, uint32_t port)
+{
+    return held(fdb, port);
 }

@@ -9,7 +9,7 @@
  *
  * Fairness: dynamic entries hang in one list per port, oldest first. When the table is full, the port that holds the
  * most loses its oldest entry (a list entry that was refreshed since it was queued gets a second chance). Static entries
- * are never evicted and never move.
+ * are never evicted and never move; nor are those of sticky ports, which don't grow old either.
  *
  * Ports are named by reference (index and generation), so an entry that outlives its port is recognised by decide().
  */
@@ -44,9 +44,15 @@ struct pvs_fdb_place {
 struct pvs_fdb_place pvs_fdb_place(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid);
 /* Fetch the first entry in it. */
 void pvs_fdb_prefetch(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place);
-/* What is there, without a lock. The fields of struct pvs_fdb_hit, which are not known where it is PVS_FDB_UNKNOWN. */
+/* What is there, without a lock: the fields of struct pvs_fdb_hit. Of one that is too old *port_ref is where it was; 0: not there. */
 enum pvs_fdb_state pvs_fdb_look(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint32_t now_s,
                                 uint32_t *port_ref, bool *is_static);
+/* How many addresses are known behind the port at this index, without those that were told; they may just have aged. */
+uint32_t pvs_fdb_held(const struct pvs_fdb *fdb, uint32_t port);
+/* Does a port keep the addresses that were learned there? */
+bool pvs_fdb_is_sticky(const struct pvs_fdb *fdb, uint32_t port_ref);
+/* Control's, as it publishes tables: the one at this index that does; 0: it doesn't. */
+void pvs_fdb_set_sticky(struct pvs_fdb *fdb, uint32_t port, uint32_t port_ref);
 /* Is it too large for a processor's nearest caches, so that prefetching pays? */
 bool pvs_fdb_is_large(const struct pvs_fdb *fdb);
 
@@ -70,9 +76,10 @@ pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now
 
 /*
  * Learn or refresh, from a worker: never waits. On PVS_LEARN_MOVED *old_ref is where the address was before.
- * PVS_LEARN_BUSY: the lock was taken. An entry that can't be made (all static) counts as nothing.
+ * PVS_LEARN_BUSY: the lock was taken. An entry that can't be made (all static, or the port holds `most`; 0: no limit) counts as
+ * nothing.
  */
-enum pvs_learned pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t now_s,
-                               uint32_t *old_ref);
+enum pvs_learned pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t most,
+                               uint32_t now_s, uint32_t *old_ref);
 
 #endif

@@ -86,7 +86,7 @@ count_one(const struct pvs_worker *w, struct pvs_vlan_counters *counted, const s
 {
     enum pvs_drop drop = decided ? (enum pvs_drop)w->verdict.drop : PVS_DROP_none;
 
-    if (drop != PVS_DROP_vlan_filtered && drop != PVS_DROP_link_down)
+    if (drop != PVS_DROP_vlan_filtered && drop != PVS_DROP_link_down && drop != PVS_DROP_mirror_output)
         count_vlan(w, counted, decided ? w->verdict.place.vid : frame->parsed.vid, 1, frame->len);
 }
 
@@ -116,7 +116,9 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
         return;
     }
     struct pvs_fdb *fdb = w->tables->bridge[v->bridge].fdb;
-    switch (pvs_fdb_learn(fdb, frame->parsed.src, v->place.vid, frame->in_ref, w->now_s, &old_ref)) {
+    const struct pvs_security *rules = frame->injected ? NULL : w->tables->port[in].security;
+    uint32_t most = rules != NULL ? rules->max_macs : 0; /* looked at again: other workers learn as well */
+    switch (pvs_fdb_learn(fdb, frame->parsed.src, v->place.vid, frame->in_ref, most, w->now_s, &old_ref)) {
     case PVS_LEARN_NOTHING:
         return;
     case PVS_LEARN_BUSY:
@@ -137,6 +139,20 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
     pvs_event(w, &event);
 }
 
+/* Charge the limits of the port it came by. */
+static void
+charge(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verdict *v)
+{
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(frame->in_ref)];
+    const struct pvs_policy *policy = in->policy;
+
+    if (v->policed)
+        pvs_meter_charge(&policy->policing, &in->meters->policing, frame->len, w->now_ns);
+    if (v->storm != 0)
+        pvs_meter_charge(&policy->storm[v->storm - 1], &in->meters->storm[v->storm - 1], pvs_frame_segments(frame),
+                         w->now_ns);
+}
+
 /* What a verdict does besides sending copies. */
 static inline void
 commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame, const struct pvs_verdict *v)
@@ -147,6 +163,8 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
         pvs_punt_frame(w, frame, v->place.vid, PVS_PUNT_BPDU);
     if (v->learn)
         learn(w, frame, v);
+    if (v->policed || v->storm != 0)
+        charge(w, frame, v);
     if (v->drop != PVS_DROP_none && !frame->injected)
         pvs_count(&counters_of(w, in)->rx_drop[v->drop], 1);
 }
@@ -160,29 +178,30 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
 static void
 find_places(struct pvs_worker *w, const struct pvs_fdb *fdb, const struct pvs_vlan *rules, uint32_t n)
 {
-    uint64_t dst = 0, src = 0;
-    uint16_t vid = 0;
-    struct pvs_fdb_place place = pvs_fdb_place(fdb, 0, 0);
+    struct pvs_fdb_place place = { 0 }, source[PVS_BURST];
+    uint64_t dst = UINT64_MAX, src = UINT64_MAX;
+    uint32_t n_sources = 0;
 
     for (uint32_t i = 0; i < n; i++) {
         const struct pvs_parsed *p = &w->source[i].parsed;
-        if (!w->source[i].malformed && (p->dst != dst || p->vid != vid))
-            place = pvs_fdb_place(fdb, dst = p->dst, pvs_vlan_of(rules, p));
-        if (!w->source[i].malformed && (p->src != src || p->vid != vid))
-            pvs_fdb_place(fdb, src = p->src, pvs_vlan_of(rules, p));
-        vid = p->vid;
-        w->place[i] = place;
-    }
-    src = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        const struct pvs_parsed *p = &w->source[i].parsed;
-        pvs_fdb_prefetch(fdb, &w->place[i]);
-        if (!w->source[i].malformed && (p->src != src || p->vid != vid)) {
-            place = pvs_fdb_place(fdb, src = p->src, pvs_vlan_of(rules, p));
-            pvs_fdb_prefetch(fdb, &place);
+        if (w->source[i].malformed)
+            continue; /* it isn't looked for */
+        uint16_t vid = pvs_vlan_of(rules, p);
+        if (pvs_key(p->dst, vid) != dst) {
+            dst = pvs_key(p->dst, vid);
+            place = pvs_fdb_place(fdb, p->dst, vid);
         }
-        vid = p->vid;
+        w->place[i] = place;
+        if (pvs_key(p->src, vid) != src) {
+            src = pvs_key(p->src, vid);
+            source[n_sources++] = pvs_fdb_place(fdb, p->src, vid);
+        }
     }
+    for (uint32_t i = 0; i < n; i++)
+        if (!w->source[i].malformed)
+            pvs_fdb_prefetch(fdb, &w->place[i]);
+    for (uint32_t i = 0; i < n_sources; i++)
+        pvs_fdb_prefetch(fdb, &source[i]);
 }
 
 /*
@@ -198,12 +217,13 @@ forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *
 
     uint64_t key = pvs_key(frame->parsed.src, frame->parsed.vid);
 
-    pvs_decide(frame, tables, w->now_s, key == *source && *source != 0, v);
+    struct pvs_moment now = { .ns = w->now_ns, .s = w->now_s };
+    pvs_decide(frame, tables, now, key == *source && *source != 0, v);
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &tables->port[v->egress[k].port];
         if (v->egress[k].drop != PVS_DROP_none)
             pvs_count(&counters_of(w, out->port)->tx_drop[v->egress[k].drop], 1);
-        else if (!pvs_deliver_in_burst(w, out, i, &v->place.form[v->egress[k].form], v->known ? from : NULL))
+        else if (!pvs_deliver_in_burst(w, out, i, pvs_verdict_edit(v, &v->egress[k]), v->known && k == 0 ? from : NULL))
             return false;
     }
     commit(w, tables->port[pvs_ref_index(frame->in_ref)].port, frame, v);
@@ -212,39 +232,75 @@ forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *
 }
 
 /*
- * Where the last frame went, for those behind it in the same VLAN between the same two addresses: as it came, by the lists of
- * guests with one queue pair each, to one of them or (a flood) to all that have a list; and it changed nothing. Then so do they,
+ * Where the last frame went, for those behind it in the same VLAN between the same two addresses: by the lists of guests with
+ * one queue pair each, to one of them, or (a flood) as it came to all that have a list; and it changed nothing. Then so do they,
  * whatever other workers learn meanwhile: a burst is one moment.
  */
 struct way {
-    uint64_t dst, src;
-    uint16_t vid;
-    uint32_t mtu; /* the smallest that is enforced; 0 = none is */
-    uint32_t n;   /* lists; 0 = there is no such frame */
+    uint64_t dst, src, shape;
+    uint32_t longest;     /* what fits the smallest MTU that is enforced */
+    uint32_t n;           /* lists; 0 = there is no such frame */
+    uint16_t vid;         /* the VLAN */
+    struct pvs_edit edit; /* not nothing: the one list has frames that were edited so */
     struct pvs_destination *first;
 };
+
+/* Which tags and what protocol a frame has, as one number. */
+static inline uint64_t
+shape_of(const struct pvs_parsed *p)
+{
+    uint64_t shape;
+
+    _Static_assert(sizeof *p - offsetof(struct pvs_parsed, ethertype) == sizeof shape, "all behind the addresses");
+    memcpy(&shape, &p->ethertype, sizeof shape);
+    return shape;
+}
 
 static inline bool
 goes_same_way(const struct way *way, const struct pvs_frame *frame)
 {
+    /* no checksum to be filled in, so it isn't to be cut either */
     return !frame->malformed && frame->parsed.dst == way->dst && frame->parsed.src == way->src &&
-           frame->parsed.vid == way->vid && !frame->request.checksum && pvs_fits_mtu(frame, way->mtu);
+           shape_of(&frame->parsed) == way->shape && !frame->request.checksum && frame->len <= way->longest;
 }
 
-/* Put the frames from number `i` on that go the same way on its lists, within the budget. How many they are. */
+/* How many frames from number `i` on go the same way, within the budget, which their copies are taken from. */
 static inline uint32_t
-go_same_way(struct pvs_worker *w, const struct way *way, uint32_t i, uint32_t n)
+count_same_way(struct pvs_worker *w, const struct way *way, uint32_t i, uint32_t n)
 {
     uint64_t room = (PVS_BUDGET - w->spent) / way->n, spent = 0;
     uint32_t end = i;
 
     for (; end < n && spent < room && goes_same_way(way, &w->source[end]); end++)
         spent += pvs_copy_cost(&w->source[end]);
-    for (uint32_t k = 0; k < way->n; k++)
-        for (uint32_t number = i; number < end; number++)
-            way->first[k].number[way->first[k].n++] = (uint8_t)number;
     w->spent += spent * way->n;
     return end - i;
+}
+
+/* Put the frames from number `i` on that go the same way on its list, edited; as many as there is room for. */
+static __attribute__((noinline)) uint32_t
+go_same_way_edited(struct pvs_worker *w, const struct way *way, uint32_t i, uint32_t n)
+{
+    uint32_t room = PVS_EDITED - w->edited.n;
+    uint32_t same = count_same_way(w, way, i, n - i < room ? n : i + room);
+    struct pvs_destination *d = way->first;
+
+    for (uint32_t number = i; number < i + same; number++)
+        d->number[d->n++] = (uint8_t)pvs_edited(w, number, &way->edit);
+    return same;
+}
+
+/* Put the frames from number `i` on that go the same way on its lists. How many they are. */
+static inline uint32_t
+go_same_way(struct pvs_worker *w, const struct way *way, uint32_t i, uint32_t n)
+{
+    if (!pvs_edit_is_nothing(&way->edit))
+        return go_same_way_edited(w, way, i, n);
+    uint32_t same = count_same_way(w, way, i, n);
+    for (uint32_t k = 0; k < way->n; k++)
+        for (uint32_t number = i; number < i + same; number++)
+            way->first[k].number[way->first[k].n++] = (uint8_t)number;
+    return same;
 }
 
 /*
@@ -262,10 +318,38 @@ go_directly(struct pvs_worker *w, const struct pvs_fdb *fdb, uint32_t i, uint64_
     struct pvs_fdb_hit hit = w->places_found ? pvs_fdb_find_at(fdb, &w->place[i], w->now_s)
                                              : pvs_fdb_find(fdb, frame->parsed.dst, frame->parsed.vid, w->now_s);
     struct pvs_destination *d = pvs_destination_of(w, (uint16_t)pvs_ref_index(hit.port_ref));
-    if (hit.state == PVS_FDB_UNKNOWN || d == NULL || d->direct != hit.port_ref || !pvs_fits_mtu(frame, d->mtu))
+    if (hit.state == PVS_FDB_UNKNOWN || d == NULL || d->direct != hit.port_ref || d->base != w->source ||
+        !pvs_fits_mtu(frame, d->mtu))
         return NULL;
     pvs_destination_add(w, d, i);
     return d;
+}
+
+/* The way of a frame by a list, or several. */
+static inline struct way
+way_of(const struct pvs_frame *frame, uint16_t vid, uint32_t mtu, uint32_t n, struct pvs_destination *first)
+{
+    return (struct way){ .dst = frame->parsed.dst,
+                         .src = frame->parsed.src,
+                         .shape = shape_of(&frame->parsed),
+                         .longest = mtu == 0 ? UINT32_MAX : mtu + frame->parsed.l3_offset,
+                         .n = n,
+                         .vid = vid,
+                         .first = first };
+}
+
+/* Does a list end in frame number `i`, as it came or edited as each one of its shape is? */
+static bool
+ends_in(const struct pvs_worker *w, const struct pvs_destination *d, uint32_t i, const struct pvs_edit *edit)
+{
+    const struct pvs_edited *e = &w->edited;
+
+    if (d == NULL || d->n == 0)
+        return false;
+    if (pvs_edit_is_nothing(edit))
+        return d->base == w->source && d->number[d->n - 1] == i;
+    /* a tag that is put in the place of another keeps that one's priority */
+    return d->base == e->frame && e->n != 0 && d->number[d->n - 1] == e->n - 1 && !(edit->cut != 0 && edit->push);
 }
 
 /* Frame number `i` has been forwarded: is it one of those that others can follow? */
@@ -273,27 +357,27 @@ static void
 note_way(struct pvs_worker *w, struct way *way, uint32_t i)
 {
     const struct pvs_verdict *v = &w->verdict;
-    const struct pvs_frame *frame = &w->source[i];
-    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(frame->in_ref)];
-    struct way found = {
-        .dst = frame->parsed.dst, .src = frame->parsed.src, .vid = frame->parsed.vid, .n = v->n_egress
-    };
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(w->source[i].in_ref)];
+    const struct pvs_edit *edit = NULL;
+    uint32_t mtu = 0;
 
     way->n = 0;
-    if (v->n_egress == 0 || v->learn || v->punt || !pvs_one_pair(in->port) || !in->plain ||
+    if (v->n_egress == 0 || v->learn || v->punt || !pvs_one_pair(in->port) || !in->steady ||
         (v->n_egress != 1 && v->n_egress != w->n_destinations))
         return;
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &w->tables->port[v->egress[k].port];
-        struct pvs_destination *d = pvs_destination_of(w, v->egress[k].port);
-        if (v->egress[k].drop != PVS_DROP_none || !pvs_one_pair(out->port) || !out->plain || d == NULL || d->n == 0 ||
-            d->number[d->n - 1] != i)
+        edit = pvs_verdict_edit(v, &v->egress[k]);
+        if (v->egress[k].drop != PVS_DROP_none || !pvs_one_pair(out->port) || !out->steady ||
+            !ends_in(w, pvs_destination_of(w, v->egress[k].port), i, edit) ||
+            (v->n_egress != 1 && !pvs_edit_is_nothing(edit)))
             return;
-        if (out->mtu != 0 && (found.mtu == 0 || out->mtu < found.mtu))
-            found.mtu = out->mtu;
+        if (out->mtu != 0 && (mtu == 0 || out->mtu < mtu))
+            mtu = out->mtu;
     }
-    found.first = v->n_egress == 1 ? pvs_destination_of(w, v->egress[0].port) : w->destination;
-    *way = found;
+    *way = way_of(&w->source[i], v->place.vid, mtu, v->n_egress,
+                  v->n_egress == 1 ? pvs_destination_of(w, v->egress[0].port) : w->destination);
+    way->edit = *edit;
 }
 
 uint32_t
@@ -318,7 +402,7 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
     }
     w->source = frame;
     w->spent = 0;
-    w->edited.n = 0;
+    w->edited.n = w->edited.n_seg = 0;
     w->places_found = pvs_fdb_is_large(fdb);
     if (w->places_found)
         find_places(w, fdb, in->vlan, n);
@@ -330,22 +414,19 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
             uint64_t before = t.bytes;
             tally_add(&t, f, same);
             if (counted != NULL)
-                count_vlan(w, counted, f->parsed.vid, same, t.bytes - before);
+                count_vlan(w, counted, way.vid, same, t.bytes - before);
             done += same;
             continue;
         }
-        bool followed = done + 1 < n && f[1].parsed.dst == f->parsed.dst;
         if (f->malformed) {
             /* it is counted, and goes nowhere; one that waited half delivered may have become one */
             from->progress.done = 0;
         } else if (plain && (d = go_directly(w, fdb, done, source)) != NULL) {
-            if (followed)
-                way = (struct way){
-                    .dst = f->parsed.dst, .src = f->parsed.src, .vid = f->parsed.vid, .mtu = d->mtu, .n = 1, .first = d
-                };
+            if (done + 1 < n && f[1].parsed.dst == f->parsed.dst)
+                way = way_of(f, f->parsed.vid, d->mtu, 1, d);
         } else if (forward_one(w, done, from, &source)) {
             way.n = 0; /* it may have changed what the FDB says, or broken a receiver */
-            if (followed)
+            if (done + 1 < n && f[1].parsed.dst == f->parsed.dst)
                 note_way(w, &way, done);
             from->progress.done = 0; /* it was the frame's that has left */
         } else {
@@ -370,7 +451,7 @@ pvs_forward_injected(struct pvs_worker *w, struct pvs_frame *frame)
     uint64_t source = 0;
 
     w->source = frame;
-    w->edited.n = 0;
+    w->edited.n = w->edited.n_seg = 0;
     forward_one(w, 0, NULL, &source);
     pvs_deliver_lists(w);
 }

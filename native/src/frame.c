@@ -31,8 +31,29 @@ pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c)
         pvs_cursor_write(c, frame->seg[i].base, frame->seg[i].len);
 }
 
-void
-pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct pvs_edit *edit)
+/* Keep the first `len` bytes; the head stays whole up to there. */
+static uint32_t
+truncate_to(struct pvs_frame *frame, uint32_t len, struct pvs_seg *seg)
+{
+    uint32_t tail = len > frame->head_len ? len - frame->head_len : 0, n = 0;
+
+    for (; tail != 0; n++) {
+        seg[n] = frame->seg[n];
+        if (seg[n].len > tail)
+            seg[n].len = tail;
+        tail -= seg[n].len;
+    }
+    frame->seg = seg;
+    frame->n_seg = n;
+    frame->len = len;
+    if (frame->head_len > len)
+        frame->head_len = (uint16_t)len;
+    frame->request = (struct pvs_request){ 0 };
+    return n;
+}
+
+uint32_t
+pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct pvs_edit *edit, struct pvs_seg *seg)
 {
     uint32_t kept = PVS_TAG_OFFSET + edit->cut;
     uint32_t at = PVS_TAG_OFFSET + (edit->push ? PVS_VLAN_HLEN : 0);
@@ -52,6 +73,7 @@ pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct 
         to->request.csum_start = (uint16_t)(to->request.csum_start + longer);
     if (to->request.gso_type != VIRTIO_NET_HDR_GSO_NONE)
         to->request.hdr_len = (uint16_t)(to->request.hdr_len + longer);
+    return edit->keep != 0 ? truncate_to(to, edit->keep, seg) : 0;
 }
 
 void

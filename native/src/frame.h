@@ -41,21 +41,24 @@ pvs_tags(const struct pvs_parsed *parsed)
 
 /* What becomes of the first bytes behind the MAC addresses; all zero: nothing. */
 struct pvs_edit {
-    uint8_t cut;  /* 4: the outermost tag is taken out */
-    bool push;    /* then `tag` is put there */
-    uint32_t tag; /* TPID << 16 | TCI */
+    uint8_t cut;   /* 4: the outermost tag is taken out */
+    bool push;     /* then `tag` is put there */
+    uint16_t keep; /* not 0: bytes that are kept of the result, which is longer */
+    uint32_t tag;  /* TPID << 16 | TCI */
 };
+
+_Static_assert(sizeof(struct pvs_edit) == 8, "compared as a whole");
 
 static inline bool
 pvs_edit_is_same(const struct pvs_edit *a, const struct pvs_edit *b)
 {
-    return a->cut == b->cut && a->push == b->push && a->tag == b->tag;
+    return memcmp(a, b, sizeof *a) == 0;
 }
 
 static inline bool
 pvs_edit_is_nothing(const struct pvs_edit *edit)
 {
-    return edit->cut == 0 && !edit->push;
+    return pvs_edit_is_same(edit, &(struct pvs_edit){ 0 });
 }
 
 /* What the sender asks to have finished (virtio 1.2, 5.1.6.2). Checked by pvs_offload_check; all zero: nothing. */
@@ -82,6 +85,15 @@ struct pvs_frame {
     struct pvs_request request;
     _Alignas(64) uint8_t head[PVS_HEAD_EDITED];
 };
+
+/* How many frames it is on a wire. */
+static inline uint32_t
+pvs_frame_segments(const struct pvs_frame *frame)
+{
+    const struct pvs_request *r = &frame->request;
+
+    return r->gso_type == VIRTIO_NET_HDR_GSO_NONE ? 1 : (frame->len - r->hdr_len + r->gso_size - 1U) / r->gso_size;
+}
 
 static inline uint32_t
 pvs_ref_index(uint32_t ref)
@@ -140,8 +152,12 @@ bool pvs_frame_pull(struct pvs_frame *frame, uint32_t len);
 /* Write head and tail to `c`, which has room for frame->len bytes. */
 void pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c);
 
-/* Make `to` the frame with an edited head, and the same tail. It has been parsed and checked, and is not parsed again. */
-void pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct pvs_edit *edit);
+/*
+ * Make `to` the frame with an edited head, and the same tail. It has been parsed and checked, and is not parsed again. Of one that
+ * isn't kept as a whole the tail's segments are copied to `seg`, which has room for all: how many. It asks for nothing any more.
+ */
+uint32_t pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct pvs_edit *edit,
+                        struct pvs_seg *seg);
 
 /* Make a frame over plain bytes, which it borrows. */
 void pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_t *bytes, uint32_t len);

@@ -99,7 +99,8 @@ struct pvs_block {
 
 #define FIRST_ROOM (PVS_BLOCK - sizeof(struct pvs_owned))
 #define MORE_ROOM  (PVS_BLOCK - sizeof(struct pvs_block))
-_Static_assert(FIRST_ROOM + (PVS_OWNED_SEGS - 1) * MORE_ROOM >= PVS_MAX_FRAME, "the largest frame fits");
+_Static_assert(FIRST_ROOM + (PVS_OWNED_SEGS - 1) * MORE_ROOM >= PVS_MAX_FRAME + PVS_VLAN_HLEN,
+               "the largest frame fits");
 
 static uint8_t *
 block_at(const struct pvs_slab *slab, uint32_t i)
@@ -111,7 +112,11 @@ static struct pvs_block *
 block_take(struct pvs_slab *slab)
 {
     struct pvs_block *b = slab->free;
-    slab->free = b->next;
+
+    if (b == NULL)
+        b = (struct pvs_block *)(void *)block_at(slab, slab->fresh++);
+    else
+        slab->free = b->next;
     slab->n_free--;
     return b;
 }
@@ -128,14 +133,12 @@ block_give(struct pvs_slab *slab, void *memory)
 int
 pvs_slab_init(struct pvs_slab *slab, uint32_t n_blocks, uint32_t per_port)
 {
-    *slab = (struct pvs_slab){ .n_blocks = n_blocks, .per_port = per_port };
+    *slab = (struct pvs_slab){ .n_blocks = n_blocks, .n_free = n_blocks, .per_port = per_port };
     void *memory = mmap(NULL, (size_t)n_blocks * PVS_BLOCK, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED)
         return -ENOMEM;
     slab->memory = memory;
-    for (uint32_t i = n_blocks; i-- > 0;)
-        block_give(slab, block_at(slab, i));
     return 0;
 }
 
@@ -153,7 +156,7 @@ pvs_own(struct pvs_slab *slab, const struct pvs_frame *frame, uint32_t port)
     uint32_t tail = frame->len - frame->head_len;
     uint32_t more = tail <= FIRST_ROOM ? 0 : (uint32_t)((tail - FIRST_ROOM + MORE_ROOM - 1) / MORE_ROOM);
 
-    if (slab->n_free < 1 + more || slab->held[port] >= slab->per_port) {
+    if (slab->n_free < 1 + more || slab->held[port] + 1 + more > slab->per_port) {
         slab->refused++;
         return NULL;
     }
@@ -162,6 +165,7 @@ pvs_own(struct pvs_slab *slab, const struct pvs_frame *frame, uint32_t port)
     owned->blocks = NULL;
     owned->wheel = NULL;
     owned->port = port;
+    owned->n_blocks = 1 + more;
     owned->timer = (struct pvs_timer){ 0 };
     owned->seg[0] = (struct pvs_seg){ .base = (uint8_t *)(owned + 1), .len = FIRST_ROOM };
     for (uint32_t i = 1; i <= more; i++) {
@@ -170,7 +174,7 @@ pvs_own(struct pvs_slab *slab, const struct pvs_frame *frame, uint32_t port)
         owned->blocks = b;
         owned->seg[i] = (struct pvs_seg){ .base = b->data, .len = MORE_ROOM };
     }
-    slab->held[port]++;
+    slab->held[port] += owned->n_blocks;
 
     struct pvs_cursor c = { .seg = owned->seg, .n = more + 1 };
     for (uint32_t i = 0; i < frame->n_seg; i++)
@@ -191,7 +195,7 @@ pvs_owned_free(struct pvs_owned *owned)
 
     if (owned->wheel != NULL)
         pvs_wheel_cancel(owned->wheel, &owned->timer);
-    slab->held[owned->port]--;
+    slab->held[owned->port] -= owned->n_blocks;
     for (struct pvs_block *b = owned->blocks; b != NULL; b = next) {
         next = b->next;
         block_give(slab, b);

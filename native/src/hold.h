@@ -2,9 +2,9 @@
 /*
  * hold.h - frames that outlive their burst, and the timers that release them.
  *
- * How it works: a slab of equal blocks, allocated once per worker. pvs_own copies a borrowed frame into as many blocks
- * as it needs, once; the copy has one owner, who gives it back with pvs_owned_free. Each port may hold a bounded number
- * of frames, so that no guest can empty the slab for the others. A hashed timer wheel calls back at a time: its tick is
+ * How it works: a slab of equal blocks, mapped once per worker; what was never used takes no memory. pvs_own copies a
+ * borrowed frame into as many blocks as it needs, once; the copy has one owner, who gives it back with pvs_owned_free. Each
+ * port may hold a bounded number of blocks, so that no guest can empty the slab for the others. A hashed timer wheel calls back at a time: its tick is
  * 131 us, its turn 67 ms; a timer further away stays in its slot for several turns.
  *
  * Who may call: the worker that owns the slab and the wheel. Time is an argument.
@@ -50,18 +50,22 @@ struct pvs_owned {
     struct pvs_wheel *wheel; /* that the timer is in, if it was held */
     struct pvs_slab *slab;
     struct pvs_block *blocks; /* beyond the one that holds this struct */
-    uint32_t port;            /* index of the port it is charged to */
+    uint32_t n_blocks;        /* all of them */
+    uint32_t port;            /* index of the port they are charged to */
+    struct pvs_owned *next;   /* its owner's */
+    uint64_t at_ns;           /* likewise */
 };
 
 struct pvs_slab {
     uint8_t *memory;
     struct pvs_block *free;
     uint32_t n_blocks, n_free, per_port;
-    uint64_t refused; /* no block left, or the port's bound reached */
-    uint32_t held[PVS_MAX_PORTS];
+    uint32_t fresh;               /* blocks from this one on were never used */
+    uint64_t refused;             /* no block left, or the port's bound reached */
+    uint32_t held[PVS_MAX_PORTS]; /* blocks */
 };
 
-/* -ENOMEM. At most `per_port` frames are held for each port. */
+/* -ENOMEM. At most `per_port` blocks are held for each port. */
 int pvs_slab_init(struct pvs_slab *slab, uint32_t n_blocks, uint32_t per_port);
 void pvs_slab_fini(struct pvs_slab *slab);
 

@@ -7,6 +7,8 @@
 #ifndef PVS_PARSE_H
 #define PVS_PARSE_H
 
+#include <stddef.h>
+
 #include "frame.h"
 
 enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_8021Q = 0x8100, ETHERTYPE_IPV6 = 0x86dd, ETHERTYPE_8021AD = 0x88a8 };
@@ -73,10 +75,12 @@ pvs_parse(struct pvs_frame *frame)
     memcpy(&type, frame->head + 12, sizeof type);
     p->dst = __builtin_bswap64(first) >> 16;
     p->src = __builtin_bswap64(second) & PVS_MAC_BROADCAST;
-    p->ethertype = __builtin_bswap16(type);
-    p->l3_offset = PVS_ETH_HLEN;
-    p->vid = p->inner_vid = 0;
-    if (p->ethertype == ETHERTYPE_8021Q || p->ethertype == ETHERTYPE_8021AD)
+    type = __builtin_bswap16(type);
+    /* in one store: ethertype, l3_offset, no VIDs */
+    uint64_t rest = type | (uint64_t)PVS_ETH_HLEN << 16;
+    _Static_assert(sizeof *p - offsetof(struct pvs_parsed, ethertype) == sizeof rest, "and nothing else");
+    memcpy(&p->ethertype, &rest, sizeof rest);
+    if (type == ETHERTYPE_8021Q || type == ETHERTYPE_8021AD)
         return pvs_parse_tags(frame);
     return true;
 }

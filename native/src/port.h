@@ -14,6 +14,7 @@
 #define PVS_PORT_H
 
 #include "counters.h"
+#include "policy.h"
 #include "pvs_api.h"
 #include "steer.h"
 
@@ -69,6 +70,8 @@ struct pvs_port {
     struct pvs_memory *memory;
     struct pvs_counters *counters[PVS_MAX_WORKERS];
     struct pvs_steering steering;
+    struct pvs_meters meters;
+    bool limits_changed; /* control's: the meters begin anew when all workers have the tables */
 };
 
 /* At most one of its queue pairs receives: nothing is to be chosen, or noted. */

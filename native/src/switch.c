@@ -85,7 +85,8 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
 {
     switch (command->op) {
     case PVS_OP_PUBLISH:
-        sw->publishing--;
+        if (--sw->publishing == 0)
+            pvs_tables_settled(sw);
         pvs_tables_free(command->publish.old);
         break;
     case PVS_OP_RING_START:

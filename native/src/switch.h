@@ -41,6 +41,8 @@ void pvs_move_released(struct pvs_switch *sw, struct pvs_command *command);
 void pvs_move_adopted(struct pvs_queue *queue);
 
 void pvs_tables_free(struct pvs_tables *tables);
+/* All workers have the tables that were published last. */
+void pvs_tables_settled(struct pvs_switch *sw);
 
 /* ---- between ports.c and uplinks.c ---- */
 

@@ -2,6 +2,7 @@
 /*
  * tables.c - makes the tables that workers decide by, from what control wants, and publishes them (pvs_api.h).
  */
+#include "parse.h"
 #include "switch.h"
 
 #include <errno.h>
@@ -15,6 +16,11 @@ pvs_tables_free(struct pvs_tables *t)
     for (uint32_t b = 0; b < PVS_MAX_BRIDGES; b++)
         free(t->bridge[b].vlans);
     free(t->vlans);
+    free(t->policies);
+    free(t->securities);
+    free(t->mirrors);
+    free(t->macs);
+    free(t->networks);
     free(t);
 }
 
@@ -70,10 +76,184 @@ vlans_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
     return 0;
 }
 
+/* ---- limits ---- */
+
+static bool
+has_limits(const struct pvs_port_conf *conf)
+{
+    bool any = conf->policing.per_second != 0 || conf->shaping.per_second != 0;
+
+    for (uint32_t class = 0; class < PVS_STORM_CLASSES; class ++)
+        any |= conf->storm[class].per_second != 0;
+    return any;
+}
+
+static int
+policies_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports)
+{
+    uint32_t n = 0;
+
+    for (uint32_t p = 0; p < n_ports; p++)
+        n += has_limits(&ports[p]);
+    if (n == 0)
+        return 0;
+    t->policies = calloc(n, sizeof *t->policies);
+    if (t->policies == NULL)
+        return -ENOMEM;
+    n = 0;
+    for (uint32_t p = 0; p < n_ports; p++) {
+        if (!has_limits(&ports[p]))
+            continue;
+        struct pvs_policy *policy = &t->policies[n++];
+        policy->policing = pvs_rate_of(ports[p].policing.per_second, ports[p].policing.depth);
+        policy->shaping = pvs_rate_of(ports[p].shaping.per_second, ports[p].shaping.depth);
+        for (uint32_t class = 0; class < PVS_STORM_CLASSES; class ++)
+            policy->storm[class] = pvs_rate_of(ports[p].storm[class].per_second, ports[p].storm[class].depth);
+        t->port[pvs_ref_index(ports[p].port->ref)].policy = policy;
+    }
+    return 0;
+}
+
+/* ---- senders ---- */
+
+static int
+compare_macs(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+static void
+security_fill(struct pvs_security *rules, uint64_t *mac, struct pvs_network *network, const struct pvs_port_conf *conf)
+{
+    *rules = (struct pvs_security){ .sticky = conf->sticky,
+                                    .max_macs = conf->max_macs,
+                                    .n_macs = conf->n_macs,
+                                    .n_networks = conf->n_networks,
+                                    .mac = mac,
+                                    .network = network };
+    for (uint32_t i = 0; i < conf->n_macs; i++)
+        mac[i] = pvs_mac_load(conf->macs + 6 * (size_t)i);
+    if (conf->n_macs != 0)
+        qsort(mac, conf->n_macs, sizeof *mac, compare_macs);
+    for (uint32_t i = 0; i < conf->n_networks; i++)
+        network[i] = conf->networks[i];
+}
+
+static int
+securities_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports)
+{
+    size_t n = 0, n_macs = 0, n_networks = 0;
+
+    for (uint32_t p = 0; p < n_ports; p++) {
+        n += ports[p].secure;
+        n_macs += ports[p].secure ? ports[p].n_macs : 0;
+        n_networks += ports[p].secure ? ports[p].n_networks : 0;
+    }
+    if (n == 0)
+        return 0;
+    t->securities = calloc(n, sizeof *t->securities);
+    t->macs = calloc(n_macs + 1, sizeof *t->macs);
+    t->networks = calloc(n_networks + 1, sizeof *t->networks);
+    if (t->securities == NULL || t->macs == NULL || t->networks == NULL)
+        return -ENOMEM;
+    n = n_macs = n_networks = 0;
+    for (uint32_t p = 0; p < n_ports; p++) {
+        if (!ports[p].secure)
+            continue;
+        for (uint32_t i = 0; i < ports[p].n_networks; i++)
+            if (ports[p].networks[i].bits > 128)
+                return -EINVAL;
+        security_fill(&t->securities[n], t->macs + n_macs, t->networks + n_networks, &ports[p]);
+        t->port[pvs_ref_index(ports[p].port->ref)].security = &t->securities[n++];
+        n_macs += ports[p].n_macs;
+        n_networks += ports[p].n_networks;
+    }
+    return 0;
+}
+
+/* ---- mirrors ---- */
+
+/* Does each port name only mirrors that its bridge has? */
+static bool
+mirrors_known(const struct pvs_port_conf *ports, uint32_t n_ports, const struct pvs_bridge_conf *bridges)
+{
+    for (uint32_t p = 0; p < n_ports; p++)
+        if ((uint64_t)(ports[p].mirror_in | ports[p].mirror_out) >> bridges[ports[p].bridge].n_mirrors != 0)
+            return false;
+    return true;
+}
+
+/* Any port of the bridge may get edited frames, and several copies of one. */
+static void
+into_vlan(struct pvs_tables *t, uint32_t bridge)
+{
+    for (uint32_t p = 0; p < PVS_MAX_PORTS; p++)
+        if (t->port[p].bridge == bridge)
+            t->port[p].steady = t->port[p].plain = false;
+}
+
+/* -EINVAL: its port is not on the bridge, or there is no such VLAN; or not even an Ethernet header is kept. */
+static int
+mirror_fill(struct pvs_tables *t, struct pvs_mirror *m, const struct pvs_mirror_conf *conf, uint32_t bridge)
+{
+    *m = (struct pvs_mirror){ .vid = conf->vid, .drops = conf->drops, .snaplen = conf->snaplen };
+    for (uint32_t i = 0; i < PVS_VIDS / 64; i++)
+        m->set[i] = conf->vlans != NULL ? conf->vlans[i] : UINT64_MAX;
+    if (conf->snaplen != 0 && conf->snaplen < PVS_ETH_HLEN)
+        return -EINVAL;
+    if (conf->port == NULL) {
+        into_vlan(t, bridge);
+        return conf->vid == 0 || conf->vid >= PVS_VIDS - 1 ? -EINVAL : 0;
+    }
+    struct pvs_port_view *out = &t->port[pvs_ref_index(conf->port->ref)];
+    if (out->ref != conf->port->ref || out->bridge != bridge)
+        return -EINVAL;
+    m->out_ref = out->ref;
+    out->mirrored_to = true;
+    out->steady = out->plain = false;
+    out->mirror_in = out->mirror_out = 0;
+    return 0;
+}
+
+static int
+mirrors_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports,
+             const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
+{
+    uint32_t n = 0;
+    int rc = 0;
+
+    for (uint32_t b = 0; b < n_bridges; b++) {
+        if (bridges[b].n_mirrors > PVS_MAX_MIRRORS)
+            return -EINVAL;
+        n += bridges[b].n_mirrors;
+    }
+    if (!mirrors_known(ports, n_ports, bridges))
+        return -EINVAL;
+    if (n == 0)
+        return 0;
+    t->mirrors = calloc(n, sizeof *t->mirrors);
+    if (t->mirrors == NULL)
+        return -ENOMEM;
+    n = 0;
+    for (uint32_t b = 0; b < n_bridges; b++) {
+        t->bridge[b].mirror = &t->mirrors[n];
+        t->bridge[b].n_mirrors = bridges[b].n_mirrors;
+        for (uint32_t i = 0; rc == 0 && i < bridges[b].n_mirrors; i++)
+            rc = mirror_fill(t, &t->mirrors[n++], &bridges[b].mirrors[i], b);
+    }
+    return rc;
+}
+
+/* ---- members ---- */
+
 static bool
 is_member(const struct pvs_tables *t, uint32_t port, uint32_t bridge)
 {
-    return t->port[port].ref != 0 && t->port[port].bridge == bridge && t->port[port].enabled;
+    const struct pvs_port_view *p = &t->port[port];
+
+    return p->ref != 0 && p->bridge == bridge && p->enabled && !p->mirrored_to;
 }
 
 /* List the members of each VLAN of a bridge: a pass to count them, one to write them down. */
@@ -112,6 +292,20 @@ vlan_members_fill(struct pvs_tables *t, uint32_t bridge)
 
 /* ---- all of it ---- */
 
+static bool
+is_steady(const struct pvs_port_conf *conf)
+{
+    bool by_content = conf->secure && conf->n_networks != 0;
+
+    return !has_limits(conf) && !by_content && (conf->mirror_in | conf->mirror_out) == 0;
+}
+
+static bool
+is_plain(const struct pvs_port_conf *conf)
+{
+    return is_steady(conf) && !has_rules(conf) && !conf->isolated && !conf->secure;
+}
+
 static int
 ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports, uint32_t n_bridges)
 {
@@ -126,11 +320,18 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
                                         .bridge = ports[p].bridge,
                                         .enabled = ports[p].enabled,
                                         .isolated = ports[p].isolated,
-                                        .plain = !has_rules(&ports[p]) && !ports[p].isolated,
+                                        .mirror_in = ports[p].mirror_in,
+                                        .mirror_out = ports[p].mirror_out,
+                                        .steady = is_steady(&ports[p]),
+                                        .plain = is_plain(&ports[p]),
+                                        .meters = &port->meters,
                                         .rx_up = &port->rx_up,
                                         .port = port };
     }
-    return vlans_fill(t, ports, n_ports);
+    int rc = vlans_fill(t, ports, n_ports);
+    if (rc == 0)
+        rc = policies_fill(t, ports, n_ports);
+    return rc != 0 ? rc : securities_fill(t, ports, n_ports);
 }
 
 static int
@@ -144,6 +345,8 @@ tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_
                                                  .punt_bpdu = bridges[b].punt_bpdu,
                                                  .counted = bridges[b].vlan_counters };
     int rc = ports_fill(t, ports, n_ports, n_bridges);
+    if (rc == 0)
+        rc = mirrors_fill(t, ports, n_ports, bridges, n_bridges);
     uint16_t *place = t->members;
     for (uint32_t b = 0; rc == 0 && b < n_bridges; b++) {
         t->bridge[b].member = place;
@@ -154,6 +357,47 @@ tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_
         rc = vlan_members_fill(t, b);
     }
     return rc;
+}
+
+/* Which ports keep what is learned there, of each bridge: those that are gone, or on another one, no longer do. */
+static void
+sticky_tell(const struct pvs_tables *t, const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
+{
+    for (uint32_t b = 0; b < n_bridges; b++)
+        for (uint32_t p = 0; p < PVS_MAX_PORTS; p++) {
+            const struct pvs_port_view *port = &t->port[p];
+            bool sticky = port->ref != 0 && port->bridge == b && port->security != NULL && port->security->sticky;
+            pvs_fdb_set_sticky(bridges[b].fdb, p, sticky ? port->ref : 0);
+        }
+}
+
+/*
+ * A bucket knows when it will be full at the rate that it had; at another one that may be years away. So a port whose limits
+ * change begins with full ones, as soon as no worker charges by the old.
+ */
+static void
+limits_compare(struct pvs_switch *sw, const struct pvs_tables *t)
+{
+    for (uint32_t p = 0; p < PVS_MAX_PORTS; p++) {
+        const struct pvs_policy *now = t->port[p].policy, *before = sw->tables->port[p].policy;
+        if (now != NULL && (before == NULL || memcmp(now, before, sizeof *now) != 0))
+            t->port[p].port->limits_changed = true;
+    }
+}
+
+void
+pvs_tables_settled(struct pvs_switch *sw)
+{
+    for (uint32_t p = 0; p < PVS_MAX_PORTS; p++) {
+        struct pvs_port *port = sw->port[p];
+        if (port == NULL || !port->limits_changed)
+            continue;
+        port->limits_changed = false;
+        for (uint32_t class = 0; class < PVS_STORM_CLASSES; class ++)
+            pvs_meter_fill(&port->meters.storm[class]);
+        pvs_meter_fill(&port->meters.policing);
+        pvs_meter_fill(&port->meters.shaping);
+    }
 }
 
 int64_t
@@ -174,6 +418,8 @@ pvs_publish(struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n
         free(command);
         return rc;
     }
+    sticky_tell(tables, bridges, n_bridges);
+    limits_compare(sw, tables);
     command->publish.tables = tables;
     command->publish.old = sw->tables;
     sw->tables = tables;

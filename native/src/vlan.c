@@ -66,6 +66,21 @@ pvs_vlan_enter_by(const struct pvs_vlan *rules, const struct pvs_frame *frame, s
     return pvs_vlan_carries(rules, p->vid);
 }
 
+void
+pvs_vlan_move(const struct pvs_vlan_place *from, const struct pvs_frame *frame, uint16_t vid, struct pvs_vlan_place *to)
+{
+    struct pvs_edit *tagged = &to->form[PVS_FORM_TAGGED];
+
+    *to = *from;
+    to->vid = vid;
+    if (!tagged->push) { /* it leaves with the tag it came with, or without any */
+        tagged->cut = to->form[PVS_FORM_INNER].cut;
+        tagged->push = true;
+        tagged->tag = tagged->cut != 0 ? outer_tag(frame) : (uint32_t)ETHERTYPE_8021Q << 16;
+    }
+    tagged->tag = (tagged->tag & ~(uint32_t)VID_MASK) | vid;
+}
+
 bool
 pvs_vlan_member(const struct pvs_vlan *rules, uint16_t vid)
 {

@@ -48,6 +48,10 @@ pvs_vlan_carries(const struct pvs_vlan *rules, uint16_t vid)
 bool pvs_vlan_enter_by(const struct pvs_vlan *rules, const struct pvs_frame *frame, struct pvs_vlan_place *place);
 bool pvs_vlan_leave_by(const struct pvs_vlan *rules, const struct pvs_vlan_place *place, enum pvs_form *form);
 
+/* The same frame in another VLAN: its outermost tag, which it gets if it has none, names that one. */
+void pvs_vlan_move(const struct pvs_vlan_place *from, const struct pvs_frame *frame, uint16_t vid,
+                   struct pvs_vlan_place *to);
+
 /* Is a port with rules a member of the VLAN, whatever lies behind the tag? */
 bool pvs_vlan_member(const struct pvs_vlan *rules, uint16_t vid);
 

@@ -13,7 +13,7 @@
 #include "virtqueue_any.h"
 
 enum { MAX_RINGS = PVS_MAX_PORTS * PVS_MAX_PAIRS * 2 };
-enum { EVENT_SPOOL = 1 << 18, PUNT_SPOOL = 1 << 20, SLAB_BLOCKS = 1024, HELD_PER_PORT = 256 };
+enum { EVENT_SPOOL = 1 << 18, PUNT_SPOOL = 1 << 20, SLAB_BLOCKS = 8192, BLOCKS_PER_PORT = 1024 };
 enum { EPOLL_BATCH = 64, MAX_SLEEP_MS = 3600000 };
 /* How often epoll is asked while there is other work: bounds what a kick waits. */
 static const uint64_t KICK_CHECK_NS = 50000;
@@ -462,7 +462,7 @@ pvs_worker_init(struct pvs_worker *w, struct pvs_worker *const *peer, uint32_t i
     w->notify = calloc(MAX_RINGS, sizeof(struct pvs_ring *));
     if (w->active == NULL || w->touched == NULL || w->notify == NULL)
         return -ENOMEM;
-    int rc = pvs_slab_init(&w->slab, SLAB_BLOCKS, HELD_PER_PORT);
+    int rc = pvs_slab_init(&w->slab, SLAB_BLOCKS, BLOCKS_PER_PORT);
     if (rc == 0)
         rc = pvs_spool_init(&w->events, EVENT_SPOOL);
     if (rc == 0)

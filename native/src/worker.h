@@ -25,7 +25,18 @@
 #include "port_uplink.h"
 
 /* Edited frames of a burst: two forms of each. */
-enum { PVS_EDITED = 2 * PVS_BURST };
+enum { PVS_EDITED = 2 * PVS_BURST, PVS_EDITED_SEGS = 4 * PVS_MAX_SEGS };
+
+/* How long a frame may have to wait for a shaped port's rate; what would have to wait longer is dropped. */
+#define PVS_SHAPING_NS 100000000ULL
+
+/* Frames that wait for a port's rate, in order, with their moments. */
+struct pvs_shaper {
+    struct pvs_timer timer; /* set while there are any */
+    struct pvs_worker *worker;
+    uint32_t ref; /* the port's */
+    struct pvs_owned *first, **end;
+};
 
 /* Bytes times copies (and 64 for each segment) that one queue may cost in one turn before the others have theirs. */
 enum { PVS_BUDGET = 512 * 1024 };
@@ -66,12 +77,13 @@ struct pvs_destination {
  * burst's own do, until what is on lists and in the outbox has left.
  */
 struct pvs_edited {
-    uint32_t n;
+    uint32_t n, n_seg;
     struct {
         uint8_t number; /* of the burst's */
         struct pvs_edit edit;
     } of[PVS_EDITED];
     struct pvs_frame frame[PVS_EDITED];
+    struct pvs_seg seg[PVS_EDITED_SEGS]; /* of those whose tail isn't whole */
 };
 
 struct pvs_worker {
@@ -117,6 +129,7 @@ struct pvs_worker {
     struct pvs_outbox outbox;
     struct pvs_wheel wheel;
     struct pvs_slab slab;
+    struct pvs_shaper shaper[PVS_MAX_PORTS]; /* by port index */
     struct pvs_allowance learning[PVS_MAX_PORTS];
     struct pvs_allowance punting[PVS_PUNT_REASONS];
     struct pvs_worker_perf perf;
@@ -160,6 +173,8 @@ bool pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, con
 /* The same for frame number `number` of the burst at hand, edited; it may be written only by pvs_deliver_lists. */
 bool pvs_deliver_in_burst(struct pvs_worker *worker, const struct pvs_port_view *out, uint32_t number,
                           const struct pvs_edit *edit, struct pvs_queue *from);
+/* Frame number `number` of the burst as `edit` makes it: its number among the edited ones. Lists may be written before. */
+uint32_t pvs_edited(struct pvs_worker *worker, uint32_t number, const struct pvs_edit *edit);
 /* The list that copies for a port are on, if there is one. */
 static inline struct pvs_destination *
 pvs_destination_of(struct pvs_worker *worker, uint16_t port)
@@ -181,6 +196,18 @@ pvs_destination_add(struct pvs_worker *worker, struct pvs_destination *destinati
 {
     destination->number[destination->n++] = (uint8_t)number;
     worker->spent += pvs_copy_cost(&destination->base[number]);
+}
+
+/*
+ * May a frame leave by a shaped port now? It is charged then. If not it waits for its moment, or is dropped when that is too far
+ * away; either way it is taken care of.
+ */
+bool pvs_shaper_passes(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame);
+
+static inline bool
+pvs_is_shaped(const struct pvs_port_view *out)
+{
+    return !out->plain && out->policy != NULL && out->policy->shaping.unit != 0;
 }
 
 /* Write what pvs_deliver_in_burst has put on lists. */

@@ -40,7 +40,7 @@ static enum pvs_learned
 learn(uint64_t mac, uint32_t port, uint32_t now_s, uint32_t *old)
 {
     uint32_t ignored;
-    return pvs_fdb_learn(fdb, mac, 0, ref(port), now_s, old != NULL ? old : &ignored);
+    return pvs_fdb_learn(fdb, mac, 0, ref(port), 0, now_s, old != NULL ? old : &ignored);
 }
 
 /* Which port index has it, or -1. */
@@ -107,8 +107,8 @@ TEST(fdb_keeps_vids_apart)
     struct pvs_fdb_item got;
     uint32_t old;
     open_fdb(100, 300);
-    CHECK_EQ(pvs_fdb_learn(fdb, 1, 10, ref(1), 0, &old), PVS_LEARN_NEW);
-    CHECK_EQ(pvs_fdb_learn(fdb, 1, 20, ref(2), 0, &old), PVS_LEARN_NEW);
+    CHECK_EQ(pvs_fdb_learn(fdb, 1, 10, ref(1), 0, 0, &old), PVS_LEARN_NEW);
+    CHECK_EQ(pvs_fdb_learn(fdb, 1, 20, ref(2), 0, 0, &old), PVS_LEARN_NEW);
     CHECK_EQ(pvs_fdb_lookup(fdb, mac_bytes(1), 10, 0, &got), 0);
     CHECK_EQ(got.port_ref, ref(1));
     CHECK_EQ(pvs_fdb_lookup(fdb, mac_bytes(1), 20, ns(7), &got), 0);
@@ -164,7 +164,7 @@ TEST(fdb_flush_removes_what_the_filter_names)
     uint32_t old;
     open_fdb(1000, 0);
     for (uint32_t i = 0; i < 600; i++)
-        CHECK_EQ(pvs_fdb_learn(fdb, 1000 + i, (uint16_t)(i % 3), ref(i % 2), 0, &old), PVS_LEARN_NEW);
+        CHECK_EQ(pvs_fdb_learn(fdb, 1000 + i, (uint16_t)(i % 3), ref(i % 2), 0, 0, &old), PVS_LEARN_NEW);
     CHECK_EQ(set_static(5, 1), 0);
     struct pvs_fdb_filter by_mac = { .by_mac = true };
     pvs_mac_store(by_mac.mac, 1000);

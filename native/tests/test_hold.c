@@ -188,7 +188,7 @@ TEST(slab_copies_frames_of_every_size)
     static const uint32_t lengths[] = { 14, 127, 128, 129, 1514, 4095, 4096, 4097, 9000, 65535, PVS_MAX_FRAME };
     for (uint32_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (uint8_t)(i * 31 + i / 256);
-    CHECK_EQ(pvs_slab_init(&slab, 64, 8), 0);
+    CHECK_EQ(pvs_slab_init(&slab, 64, 32), 0);
     for (uint32_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         struct pvs_owned *owned = own(lengths[i], 3);
         CHECK(owned != NULL);
@@ -209,7 +209,7 @@ TEST(slab_copies_a_tail_of_many_pieces)
 {
     struct pvs_frame frame;
     struct pvs_seg tail[100], one;
-    CHECK_EQ(pvs_slab_init(&slab, 64, 8), 0);
+    CHECK_EQ(pvs_slab_init(&slab, 64, 32), 0);
     for (uint32_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (uint8_t)(i * 7);
     pvs_frame_from_bytes(&frame, &one, bytes, 128 + 100 * 97);

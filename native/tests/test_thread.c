@@ -400,7 +400,7 @@ fdb_learner(void *arg)
     while (!finish) {
         uint32_t mac = 1 + lab_random(&seed, 300), old;
         uint32_t port = mac % 3 + 3 * lab_random(&seed, 4);
-        pvs_fdb_learn(fdb, mac, 0, port, 0, &old);
+        pvs_fdb_learn(fdb, mac, 0, port, 0, 0, &old);
         if (lab_random(&seed, 8) == 0)
             sched_yield(); /* the lock is not fair: leave control its turn */
     }

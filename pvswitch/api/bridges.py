@@ -36,7 +36,7 @@ async def get_bridge(call: Call) -> web.Response:
 
 async def put_bridge(call: Call) -> web.Response:
     """Make or replace a bridge."""
-    return await put_resource(call, "bridges", call.path("br"), _bridge)
+    return await put_resource(call, ("bridges",), call.path("br"), _bridge)
 
 
 async def patch_bridge(call: Call) -> web.Response:
@@ -124,7 +124,7 @@ async def list_fdb(call: Call) -> web.Response:
 
 
 async def flush_fdb(call: Call) -> web.Response:
-    """Forget the dynamic addresses that the query names; `type=static` removes static ones instead."""
+    """Forget the dynamic addresses that the query names; `type=static` or `type=sticky` removes those instead."""
     tags = read_if_match(call.request)
     bridge, _ = _entries(call, call.query)
     if call.query.get("type") == "static":
@@ -132,7 +132,8 @@ async def flush_fdb(call: Call) -> web.Response:
         await call.edit(edited(lambda document: _drop_static(document, bridge, wanted)), if_match=tags)
     else:
         call.controller.check(tags)
-        call.dataplane.fdb_flush(bridge, port=call.query.get("port"), vid=call.query.get("vid"))
+        wanted = {key: call.query.get(key) for key in ("port", "vid")}
+        call.dataplane.fdb_flush(bridge, **wanted, sticky=call.query.get("type") == "sticky")
     return no_content(call)
 
 
@@ -176,7 +177,7 @@ async def put_fdb(call: Call) -> web.Response:
 
 
 async def delete_fdb(call: Call) -> web.Response:
-    """Remove a static address, or forget a dynamic one."""
+    """Remove a static address, or forget a learned one."""
     tags = read_if_match(call.request)
     bridge, entry = _entry(call)
     if entry.type == "static":

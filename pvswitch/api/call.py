@@ -120,22 +120,33 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
+def section_of(document: dict[str, Any], section: tuple[str, ...]) -> dict[str, Any]:
+    """Return the part of a document at ("ports",), or ("bridges", "br0", "mirrors") of a bridge that must be there."""
+    here = document
+    for part in section:
+        if part not in here:
+            raise not_found("bridge", part)
+        here = here[part]
+    return here
+
+
 async def put_resource(
     call: Call,
-    section: str,
+    section: tuple[str, ...],
     name: str,
     show: Callable[[Call, str], BaseModel],
     *read_only: str,
 ) -> web.Response:
-    """Make or replace one bridge or port."""
+    """Make or replace one bridge, port or mirror."""
     tags = read_if_match(call.request)
-    body = _item(await read_object(call.request), name, (section, name), *read_only)
+    body = _item(await read_object(call.request), name, (*section, name), *read_only)
     existed = False
 
     def put(document: dict[str, Any]) -> None:
         nonlocal existed
-        existed = name in document[section]
-        document[section][name] = body
+        here = section_of(document, section)
+        existed = name in here
+        here[name] = body
 
     await call.edit(edited(put), if_match=tags)
     return reply(show(call, name), 200 if existed else 201, call.controller.etag)

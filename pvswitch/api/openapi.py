@@ -37,6 +37,7 @@ _TAGS = {
     f"{ROOT}/config": "configuration",
     f"{ROOT}/bridges/{{br}}/fdb": "fdb",
     f"{ROOT}/bridges/{{br}}/vlans": "vlans",
+    f"{ROOT}/bridges/{{br}}/mirrors": "mirrors",
     f"{ROOT}/bridges": "bridges",
     f"{ROOT}/ports": "ports",
     f"{ROOT}/": "switch",
@@ -48,6 +49,7 @@ _TAG_TEXTS = {
     "bridges": "Learning switches.",
     "fdb": "The addresses that a bridge knows.",
     "vlans": "Who is in which VLAN of a bridge, and what came into it.",
+    "mirrors": "Frames that are sent once more, to who watches.",
     "ports": "Where virtual machines and networks are connected.",
     "switch": "Totals, workers, and what happens.",
     "process": "Probes, metrics, this description, pages.",
@@ -60,6 +62,7 @@ _EXAMPLES: dict[str, Any] = {
     "put_port": {"bridge": "br0", "mtu": 9000},
     "patch_port": {"enabled": False},
     "put_fdb": {"port": "vm1"},
+    "put_mirror": {"select_src_port": ["vm1"], "select_dst_port": ["vm1"], "output_port": "monitor"},
 }
 # path, operation id, summary, content type: what is served beside the table
 _PLAIN = (

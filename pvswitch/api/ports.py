@@ -40,7 +40,7 @@ async def get_port(call: Call) -> web.Response:
 
 async def put_port(call: Call) -> web.Response:
     """Make or replace a port."""
-    return await put_resource(call, "ports", call.path("name"), _port, "state")
+    return await put_resource(call, ("ports",), call.path("name"), _port, "state")
 
 
 async def patch_port(call: Call) -> web.Response:
@@ -49,7 +49,7 @@ async def patch_port(call: Call) -> web.Response:
 
 
 async def delete_port(call: Call) -> web.Response:
-    """Remove a port that no static address needs."""
+    """Remove a port that no static address and no mirror needs."""
     name = call.path("name")
 
     def delete(config: SwitchConfig) -> SwitchConfig:
@@ -61,6 +61,12 @@ async def delete_port(call: Call) -> web.Response:
                 409,
                 f"port {name!r} still has static addresses on bridge {bridge!r}: remove {macs[0]} first",
                 [ProblemError(pointer=f"#/bridges/{bridge}/fdb", detail=f"{mac} is on this port") for mac in macs],
+            )
+        if mirrors := [key for key, mirror in config.bridges[bridge].mirrors.items() if mirror.names(name)]:
+            raise ApiProblem(
+                409,
+                f"mirror {mirrors[0]!r} of bridge {bridge!r} names port {name!r}: change or remove it first",
+                [ProblemError(pointer=f"#/bridges/{bridge}/mirrors/{key}", detail="names it") for key in mirrors],
             )
         return edited(lambda document: document["ports"].pop(name))(config)
 

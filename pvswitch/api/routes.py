@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from pvswitch import attach
-from pvswitch.api import bridges, config, events, ports, revisions, switch
+from pvswitch.api import bridges, config, events, mirrors, ports, revisions, switch
 from pvswitch.api.call import Call
 from pvswitch.api.request import PAGING, Param, choice, integer, pattern
 from pvswitch.api.schemas import (
@@ -19,6 +19,7 @@ from pvswitch.api.schemas import (
     BridgeResource,
     Info,
     MergePatch,
+    MirrorResource,
     Page,
     PlanResult,
     PortBody,
@@ -29,7 +30,7 @@ from pvswitch.api.schemas import (
     Totals,
 )
 from pvswitch.events import TYPES, EventStream
-from pvswitch.model import MAX_PAIRS, Bridge, Revision, SwitchConfig
+from pvswitch.model import MAX_PAIRS, Bridge, Mirror, Revision, SwitchConfig
 from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -77,12 +78,14 @@ def _text(name: str, regex: str, example: str, description: str, convert: Callab
 _BRIDGE = f"{ROOT}/bridges/{{br}}"
 _FDB = f"{_BRIDGE}/fdb"
 _ENTRY = f"{_FDB}/{{vid}}/{{mac}}"
+_MIRRORS = f"{_BRIDGE}/mirrors"
+_MIRROR = f"{_MIRRORS}/{{name}}"
 _PORT = f"{ROOT}/ports/{{name}}"
 _REVISIONS = f"{ROOT}/config/revisions"
 _FDB_FILTER = (
     pattern("port", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "vm1", "addresses on this port"),
     integer("vid", 0, 4094, "addresses of this VLAN"),
-    choice("type", "dynamic", "static", description="addresses of this type"),
+    choice("type", "dynamic", "static", "sticky", description="addresses of this type"),
 )
 _ATTACH = (
     choice("format", "qemu", "libvirt", default="qemu"),
@@ -130,6 +133,10 @@ ROUTES: tuple[Route, ...] = (
     Route("PATCH", _BRIDGE, bridges.patch_bridge, BridgeResource, MergePatch, problems=_PATCH),
     Route("DELETE", _BRIDGE, bridges.delete_bridge, problems=(404, *_EDIT)),
     Route("GET", f"{_BRIDGE}/vlans", bridges.list_vlans, Page[VlanInfo], query=PAGING, problems=(404,)),
+    Route("GET", _MIRRORS, mirrors.list_mirrors, Page[MirrorResource], query=PAGING, problems=(404,)),
+    Route("GET", _MIRROR, mirrors.get_mirror, MirrorResource, problems=(404,)),
+    Route("PUT", _MIRROR, mirrors.put_mirror, MirrorResource, Mirror, problems=(404, *_EDIT), creates=True),
+    Route("DELETE", _MIRROR, mirrors.delete_mirror, problems=(404, *_EDIT)),
     Route("GET", _FDB, bridges.list_fdb, Page[FdbEntry], query=(*_FDB_FILTER, *PAGING), problems=(404,)),
     Route("DELETE", _FDB, bridges.flush_fdb, query=_FDB_FILTER, problems=(404, *_EDIT)),
     Route("GET", _ENTRY, bridges.get_fdb, FdbEntry, problems=(404,)),

@@ -12,6 +12,7 @@ from pvswitch.model import (
     AnyPort,
     Bridge,
     Change,
+    Mirror,
     PcapPort,
     Revision,
     TapPort,
@@ -56,6 +57,10 @@ class Named(BaseModel):
 
 class BridgeResource(Bridge, Named):
     """A bridge's configuration."""
+
+
+class MirrorResource(Mirror, Named):
+    """A mirror's configuration."""
 
 
 _State = Annotated[PortState, Field(json_schema_extra={"readOnly": True})]

@@ -53,6 +53,13 @@ def bridge_keys(incomplete: str) -> list[str]:
     return [word for word in words("bridges") if word.startswith(incomplete)]
 
 
+def mirror_keys(incomplete: str) -> list[str]:
+    """Return KEY= and KEY=VALUE of a mirror."""
+    from pvswitch.cli.keys import words
+
+    return [word for word in words("mirrors") if word.startswith(incomplete)]
+
+
 def bridge_or_port_keys(context: typer.Context, incomplete: str) -> list[str]:
     """Return what can follow `port add NAME`."""
     return [*bridges(context, incomplete), *port_keys(incomplete)]

@@ -1,23 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys that a port and a bridge have, read from the model: for KEY=VALUE arguments and their completion."""
+"""The keys of a port, a bridge and a mirror, read from the model: for KEY=VALUE arguments and their completion."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-Section = Literal["ports", "bridges"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Section = Literal["ports", "bridges", "mirrors"]
 Schema = dict[str, Any]
+
+
+def _models(section: Section) -> list[type[BaseModel]]:
+    from pvswitch.model import PORT_TYPES, Bridge, Mirror
+
+    models: dict[Section, list[type[BaseModel]]] = {
+        "ports": [*PORT_TYPES.values()],
+        "bridges": [Bridge],
+        "mirrors": [Mirror],
+    }
+    return models[section]
 
 
 @functools.cache
 def keys(section: Section) -> dict[str, Schema]:
-    """Return the JSON schema of each key of a port (`anyOf` its types) or of a bridge."""
-    from pvswitch.model import PORT_TYPES, Bridge
-
+    """Return the JSON schema of each key of a port (`anyOf` its types), of a bridge or of a mirror."""
     found: dict[str, Schema] = {}
-    for model in PORT_TYPES.values() if section == "ports" else [Bridge]:
+    for model in _models(section):
         for key, schema in model.model_json_schema()["properties"].items():
             found.setdefault(key, {"anyOf": []})["anyOf"].append(schema)
     return found
@@ -25,7 +37,18 @@ def keys(section: Section) -> dict[str, Schema]:
 
 def list_keys(section: Section) -> frozenset[str]:
     """Return the keys that are lists of plain values: `addresses=a,b` is possible for them."""
-    return frozenset(key for key, schema in keys(section).items() if _is_plain_list(schema))
+    return frozenset(key for key, schema in _deep(section) if _is_plain_list(schema))
+
+
+def _deep(section: Section) -> Iterator[tuple[str, Schema]]:
+    """Give every key, and those within: `port_security.allowed_macs`."""
+    for model in _models(section):
+        schema = model.model_json_schema()
+        for key, own in schema["properties"].items():
+            yield key, own
+            for option in _options(own):
+                inner = schema.get("$defs", {}).get(option.get("$ref", "").rpartition("/")[2], {})
+                yield from ((f"{key}.{name}", each) for name, each in inner.get("properties", {}).items())
 
 
 def words(section: Section) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands about single things: port, bridge, fdb. Each is one edit of the configuration, or one look."""
+"""The commands about single things: port, bridge, fdb, mirror. Each is one edit of the configuration, or one look."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ bridge_app = typer.Typer(no_args_is_help=True, help="Add, change and remove brid
 fdb_app = typer.Typer(no_args_is_help=True, help="Add, remove and flush addresses.")
 app.add_typer(port_app, name="port")
 app.add_typer(bridge_app, name="bridge")
+mirror_app = typer.Typer(no_args_is_help=True, help="Add and remove mirrors.")
 app.add_typer(fdb_app, name="fdb")
+app.add_typer(mirror_app, name="mirror")
 
 
 class Accel(StrEnum):
@@ -49,6 +51,7 @@ PortSettings = Annotated[
 ]
 PortChanges = Annotated[list[str], typer.Argument(metavar="KEY=VALUE", autocompletion=completion.port_keys)]
 BridgeSettings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", autocompletion=completion.bridge_keys)]
+MirrorSettings = Annotated[list[str], typer.Argument(metavar="KEY=VALUE", autocompletion=completion.mirror_keys)]
 BridgeChanges = Annotated[list[str], typer.Argument(metavar="KEY=VALUE", autocompletion=completion.bridge_keys)]
 QueuePairs = Annotated[int, typer.Option(help="queue pairs of the VM's device, as many as the port offers", min=1)]
 
@@ -167,6 +170,29 @@ def fdb_flush(
     bridge: BridgeName,
     port: Annotated[str | None, typer.Option(help="only those on this port", autocompletion=completion.ports)] = None,
     vid: Annotated[int | None, typer.Option(help="only those of this VLAN", min=0, max=4094)] = None,
+    sticky: Annotated[bool, typer.Option("--sticky", help="those that ports keep, instead of the others")] = False,
 ) -> None:
-    """Forget the learned addresses of a bridge; static ones stay."""
-    client(context).flush_fdb(bridge, port=port, vid=vid)
+    """Forget the learned addresses of a bridge; static and sticky ones stay."""
+    client(context).flush_fdb(bridge, port=port, vid=vid, type="sticky" if sticky else "dynamic")
+
+
+# ---- mirrors ----
+
+
+@mirror_app.command("add")
+def mirror_add(context: Context, name: NewName, bridge: BridgeName, given: MirrorSettings) -> None:
+    """Add a mirror: `mirror add m1 br0 select_src_port=vm1 select_dst_port=vm1 output_port=monitor`."""
+    switch = client(context)
+    body = new_settings(given, list_keys("mirrors"))
+    config, etag = switch.config()
+    if bridge in config.bridges and name in config.bridges[bridge].mirrors:
+        raise PvswitchError(f"mirror {name} is there already: remove it with `pvswitch mirror del {name} {bridge}`")
+    switch.put_mirror(bridge, name, body, if_match=etag)
+
+
+@mirror_app.command("del")
+def mirror_del(
+    context: Context, name: Annotated[str, typer.Argument(help="of the mirror")], bridge: BridgeName
+) -> None:
+    """Remove a mirror."""
+    client(context).delete_mirror(bridge, name)

@@ -20,6 +20,7 @@ from pvswitch.api.schemas import (
     Attachment,
     BridgeResource,
     Info,
+    MirrorResource,
     PlanResult,
     PortResource,
     RevisionResource,
@@ -41,7 +42,7 @@ MERGE = {"Content-Type": "application/merge-patch+json"}
 
 T = TypeVar("T")
 Body = BaseModel | Mapping[str, Any]
-EntryType = Literal["dynamic", "static"]
+EntryType = Literal["dynamic", "static", "sticky"]
 EventType = Literal["link", "learned", "moved", "aged", "config", "broken"]
 
 
@@ -123,6 +124,28 @@ class Operations:
         """Return the VLANs of a bridge: members and counters."""
         return await self._pages(VlanInfo, f"{bridge_path(bridge)}/vlans")
 
+    # ---- mirrors ----
+
+    @operation
+    async def mirrors(self, bridge: str) -> list[MirrorResource]:
+        """Return a bridge's mirrors."""
+        return await self._pages(MirrorResource, mirror_path(bridge))
+
+    @operation
+    async def mirror(self, bridge: str, name: str) -> MirrorResource:
+        """Return a mirror."""
+        return await self._get(MirrorResource, mirror_path(bridge, name))
+
+    @operation
+    async def put_mirror(self, bridge: str, name: str, body: Body, *, if_match: str | None = None) -> MirrorResource:
+        """Make or replace a mirror."""
+        return await self._edit(MirrorResource, "PUT", mirror_path(bridge, name), body, if_match)
+
+    @operation
+    async def delete_mirror(self, bridge: str, name: str, *, if_match: str | None = None) -> None:
+        """Remove a mirror."""
+        await self._send("DELETE", mirror_path(bridge, name), None, if_match)
+
     # ---- addresses ----
 
     @operation
@@ -157,7 +180,7 @@ class Operations:
         type: EntryType = "dynamic",
         if_match: str | None = None,
     ) -> None:
-        """Forget the addresses that match; `type="static"` removes static ones instead."""
+        """Forget the addresses that match; `type="static"` or `type="sticky"` removes those instead."""
         await self._send("DELETE", fdb_path(bridge), None, if_match, port=port, vid=vid, type=type)
 
     # ---- ports ----
@@ -336,6 +359,12 @@ def bridge_path(name: str) -> str:
 def port_path(name: str) -> str:
     """Return the path of a port."""
     return f"{ROOT}/ports/{quote(name, safe='')}"
+
+
+def mirror_path(bridge: str, name: str | None = None) -> str:
+    """Return the path of a bridge's mirrors, or of one of them."""
+    collection = f"{bridge_path(bridge)}/mirrors"
+    return collection if name is None else f"{collection}/{quote(name, safe='')}"
 
 
 def fdb_path(bridge: str, mac: str | None = None, vid: int = 0) -> str:

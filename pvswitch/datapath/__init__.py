@@ -32,13 +32,15 @@ from pvswitch.datapath.records import (
     RingStatus,
     UplinkConf,
 )
-from pvswitch.datapath.switch import BridgeView, Datapath, PortView
+from pvswitch.datapath.switch import Datapath
+from pvswitch.datapath.views import NO_LIMIT, BridgeView, Limit, MirrorView, PortView, SecurityView
 from pvswitch.datapath.vlan import VlanCounters, VlanView
 
 __all__ = [
     "COUNTERS",
     "DROP_REASONS",
     "MAX_PAIRS",
+    "NO_LIMIT",
     "PUNT_REASONS",
     "BridgeView",
     "Datapath",
@@ -48,7 +50,9 @@ __all__ = [
     "Event",
     "Fdb",
     "FdbItem",
+    "Limit",
     "MemoryRegion",
+    "MirrorView",
     "Perf",
     "PortCounters",
     "PortView",
@@ -56,6 +60,7 @@ __all__ = [
     "QueueStatus",
     "RingConf",
     "RingStatus",
+    "SecurityView",
     "UplinkConf",
     "VlanCounters",
     "VlanView",

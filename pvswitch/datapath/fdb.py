@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pvswitch.datapath.core import check, ffi, format_mac, lib
 from pvswitch.datapath.records import FdbItem
@@ -47,9 +47,13 @@ class Fdb:
         """Remove an entry of either kind; False when there was none."""
         return bool(lib.pvs_fdb_remove(self._fdb, mac, vid) == 0)
 
-    def flush(self, *, port: int | None = None, vid: int | None = None, mac: bytes | None = None) -> int:
-        """Remove the dynamic entries that match all that is given; return how many."""
+    def flush(
+        self, *, port: int | None = None, vid: int | None = None, mac: bytes | None = None, sticky: bool | None = None
+    ) -> int:
+        """Remove the learned entries that match all that is given; return how many. `sticky`: only those, or others."""
         wanted = ffi.new("struct pvs_fdb_filter *")
+        if sticky is not None:
+            wanted.by_sticky, wanted.sticky = True, sticky
         if port is not None:
             wanted.by_port, wanted.port_ref = True, port
         if vid is not None:
@@ -90,4 +94,9 @@ class Fdb:
 
 
 def _item(item: Any) -> FdbItem:
-    return FdbItem(format_mac(bytes(ffi.buffer(item.mac))), item.vid, item.port_ref, item.age_s, item.is_static)
+    kind: Literal["dynamic", "static", "sticky"] = "dynamic"
+    if item.is_static:
+        kind = "static"
+    elif item.is_sticky:
+        kind = "sticky"
+    return FdbItem(format_mac(bytes(ffi.buffer(item.mac))), item.vid, item.port_ref, item.age_s, kind)

@@ -41,7 +41,7 @@ class FdbItem:
     vid: int
     port: int
     age: int
-    static: bool
+    type: Literal["dynamic", "static", "sticky"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pvswitch.datapath.core import PUNT_REASONS, broken_reason, check, ffi, format_mac, lib, now_ns
-from pvswitch.datapath.fdb import Fdb
-from pvswitch.datapath.handles import DatapathHandle, DatapathPort, DatapathUplink
+from pvswitch.datapath.handles import DatapathPort, DatapathUplink
 from pvswitch.datapath.records import Event, Perf, Punt
-from pvswitch.datapath.vlan import VlanCounters, VlanView, vlan_bits, vlan_mode
+from pvswitch.datapath.views import BridgeView, PortView
+from pvswitch.datapath.vlan import VlanCounters
 
 _POLLING = {
     "adaptive": lib.PVS_POLL_ADAPTIVE,
@@ -29,33 +28,6 @@ _EVENT_KINDS = {
 
 def _ignore(_: object) -> None:
     """Stand in for a listener while there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class PortView:
-    """A port in the tables: `bridge` is the index of its bridge there; `mtu` in L3 bytes, 0 = not enforced.
-
-    `backpressure_ms`: how long known unicast waits for this port while it is full; 0 = it is dropped.
-    """
-
-    port: DatapathHandle
-    bridge: int
-    enabled: bool = True
-    mtu: int = 0
-    backpressure_ms: int = 0
-    vlan: VlanView | None = None
-    isolated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeView:
-    """A bridge in the tables."""
-
-    fdb: Fdb
-    forward_bpdu: bool = True
-    flood_unknown: bool = True
-    punt_bpdu: bool = False
-    vlans: VlanCounters | None = None  # None: nothing is counted by VLAN
 
 
 class Datapath:
@@ -146,21 +118,11 @@ class Datapath:
         """Make these the tables that every worker forwards by, at once and as a whole."""
         p = ffi.new("struct pvs_port_conf[]", max(1, len(ports)))
         b = ffi.new("struct pvs_bridge_conf[]", max(1, len(bridges)))
-        sets = []  # what `p` points to
+        keep: list[Any] = []  # what `p` and `b` point to
         for i, view in enumerate(ports):
-            p[i].port, p[i].bridge = view.port._port, view.bridge
-            p[i].enabled, p[i].mtu, p[i].backpressure_ms = view.enabled, view.mtu, view.backpressure_ms
-            p[i].isolated = view.isolated
-            if view.vlan is not None:
-                p[i].vlan_mode, p[i].tag = vlan_mode(view.vlan), view.vlan.tag
-                if view.vlan.vlans is not None:
-                    sets.append(vlan_bits(view.vlan.vlans))
-                    p[i].vlans = sets[-1]
+            view.fill(p[i], keep)
         for i, bridge in enumerate(bridges):
-            b[i].fdb, b[i].punt_bpdu = bridge.fdb._fdb, bridge.punt_bpdu
-            b[i].forward_bpdu, b[i].flood_unknown = bridge.forward_bpdu, bridge.flood_unknown
-            if bridge.vlans is not None:
-                b[i].vlan_counters = bridge.vlans.counters
+            bridge.fill(b[i], keep)
         await self.command(lambda: lib.pvs_publish(self._switch, p, len(ports), b, len(bridges)))
 
     def perf(self, worker: int) -> Perf:

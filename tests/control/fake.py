@@ -86,7 +86,15 @@ class FakeDataplane:
     def fdb_entry(self, bridge: str, vid: int, mac: str) -> FdbEntry | None:
         return next((entry for entry in self.fdb(bridge) if (entry.vid, entry.mac) == (vid, mac)), None)
 
-    def fdb_flush(self, bridge: str, *, port: str | None = None, vid: int | None = None, mac: str | None = None) -> int:
+    def fdb_flush(
+        self,
+        bridge: str,
+        *,
+        port: str | None = None,
+        vid: int | None = None,
+        mac: str | None = None,
+        sticky: bool | None = None,
+    ) -> int:
         before = self.learned.get(bridge, [])
         kept = [
             entry
@@ -94,6 +102,7 @@ class FakeDataplane:
             if (port is not None and entry.port != port)
             or (vid is not None and entry.vid != vid)
             or (mac is not None and entry.mac != mac)
+            or (sticky is not None and (entry.type == "sticky") is not sticky)
         ]
         self.learned[bridge] = kept
         return len(before) - len(kept)

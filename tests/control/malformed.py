@@ -206,7 +206,72 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
         ["ports.tap.mtu", "ports.af_packet.tap"],
         "at least 68",
     ),
-    "port_security": (ports(port_security={}), ["ports.vm1.port_security"], "`port_security` is not available"),
+    "vni": (ports(vni=1), ["ports.vm1.vni"], "`vni` is not available"),
+    "no senders": (ports(port_security={"max_macs": 0}), ["ports.vm1.port_security.max_macs"], "at least 1"),
+    "sticky without an end": (
+        ports(port_security={"sticky": True}),
+        ["ports.vm1.port_security.sticky"],
+        "needs `max_macs`",
+    ),
+    "a multicast sender": (
+        ports(port_security={"allowed_macs": ["01:00:5e:00:00:01"]}),
+        ["ports.vm1.port_security.allowed_macs[0]"],
+        "is a multicast address",
+    ),
+    "not an address": (
+        ports(port_security={"allowed_ips": ["192.0.2.1/33"]}),
+        ["ports.vm1.port_security.allowed_ips[0]"],
+        "an address or a network, like 192.0.2.7",
+    ),
+    "a storm of nothing": (
+        ports(storm_control={"broadcast_pps": 0, "unicast_pps": 1}),
+        ["ports.vm1.storm_control.broadcast_pps", "ports.vm1.storm_control.unicast_pps"],
+        "at least 1",
+    ),
+    "no rate": (ports(policing={}), ["ports.vm1.policing.rate_kbps"], "is missing"),
+    "a small burst": (
+        ports(shaping={"rate_kbps": 1000, "burst_bytes": 1500}),
+        ["ports.vm1.shaping.burst_bytes"],
+        "at least 65550",
+    ),
+    "shaping and backpressure": (
+        ports(shaping={"rate_kbps": 1000}, on_full="backpressure"),
+        ["ports.vm1.on_full"],
+        "doesn't go with `shaping`",
+    ),
+    "a mirror to nowhere": (
+        {"bridges": {"br0": {"mirrors": {"m": {"snaplen": 13}}}}},
+        ["bridges.br0.mirrors.m", "bridges.br0.mirrors.m.snaplen"],
+        "one of `output_port` and `output_vlan`",
+    ),
+    "a mirror of nobody": (
+        {
+            "bridges": {"br0": {"mirrors": {"m": {"select_src_port": ["a", "b"], "output_port": "a"}}}, "br1": {}},
+            "ports": {"a": {"bridge": "br1"}},
+        },
+        [
+            "bridges.br0.mirrors.m.select_src_port[0]",
+            "bridges.br0.mirrors.m.select_src_port[1]",
+            "bridges.br0.mirrors.m.output_port",
+        ],
+        "port 'a' is on bridge 'br1'",
+    ),
+    "a mirror to nobody, and more": (
+        {
+            "bridges": {"br0": {"mirrors": {"m": {"select_src_port": ["x", "a"], "output_port": "y"}}}},
+            "ports": {"a": {"tag": 10, "trunks": [1]}},
+        },
+        ["bridges.br0.mirrors.m.select_src_port[0]", "bridges.br0.mirrors.m.output_port", "ports.a.trunks"],
+        "there is no port 'x'",
+    ),
+    "a mirror of its output": (
+        {
+            "bridges": {"br0": {"mirrors": {"m": {"select_dst_port": ["a"], "output_port": "a"}}}},
+            "ports": {"a": {}},
+        },
+        ["bridges.br0.mirrors.m.select_dst_port[0]"],
+        "is the output of a mirror",
+    ),
     "vlan_mode": (ports(vlan_mode="tagged"), ["ports.vm1.vlan_mode"], "'access', 'trunk', 'native-tagged'"),
     "access without a tag": (ports(vlan_mode="access"), ["ports.vm1.tag"], "missing: access ports have a VLAN"),
     "tunnel without a tag": (ports(vlan_mode="dot1q-tunnel", cvlans=[1]), ["ports.vm1.tag"], "is missing"),

@@ -183,10 +183,10 @@ async def test_refusals_are_one_line_with_status_1(pv: Command, switch: Switch) 
         assert (result.status, result.out) == (1, ""), arguments
         assert result.err.startswith(message), arguments
         assert result.err.count("\n") == 1
-    two = await pv("port", "set", "vm1", "mtu=1", "port_security.max_macs=1")
+    two = await pv("port", "set", "vm1", "mtu=1", "vni=1")
     assert two.err.splitlines() == [
         "ports.vm1.mtu: must be at least 68",
-        "ports.vm1.port_security: `port_security` is not available in this version",
+        "ports.vm1.vni: `vni` is not available in this version",
     ]
     assert switch.controller.etag == etag
 

@@ -99,6 +99,30 @@ EXAMPLES = [
     Example("fdb/show lab", "   p1     0  52:54:00:00:00:09  static"),
     Example("fdb del lab 52:54:00:00:00:09 --vid 0"),
     Example("fdb flush lab --port p1 --vid 0"),
+    Example("fdb flush lab --sticky"),
+    Example("fdb flush lab --sticky --port p9", "there is no port 'p9'", 1),
+    Example("mirror add watch lab select_src_port=p1,nic select_dst_port=p1 output_port=p2 snaplen=96 drops=true"),
+    Example("mirror add watch lab output_port=p2", "mirror watch is there already", 1),
+    Example("mirror add rspan lab select_vlan=10,20-22 output_vlan=99"),
+    Example("mirror add none lab select_src_port=p1", "needs one of `output_port` and `output_vlan`", 1),
+    Example("mirror add loop lab select_dst_port=p2 output_vlan=99", "port 'p2' is the output of a mirror", 1),
+    Example("mirror add short lab output_port=p2 snaplen=13", "snaplen: must be at least 14", 1),
+    Example("mirror add far br0 output_port=p2", "port 'p2' is on bridge 'lab'", 1),
+    Example("mirror add watch nowhere output_port=p2", "there is no bridge 'nowhere'", 1),
+    Example("mirror add odd lab output_port", "KEY=VALUE", 2),
+    Example("show bridges lab -f json", '"output_vlan": 99'),
+    Example("show config", "select_vlan"),
+    Example("port del p2", "mirror 'watch' of bridge 'lab' names port 'p2'", 1),
+    Example("mirror del watch lab"),
+    Example("mirror del watch lab", "there is no mirror 'watch'", 1),
+    Example("mirror del rspan nowhere", "there is no bridge 'nowhere'", 1),
+    Example("mirror del rspan lab"),
+    Example("port set p1 port_security.max_macs=2 port_security.sticky=true storm_control.broadcast_pps=100"),
+    Example("port set p1 policing.rate_kbps=1000 shaping.rate_kbps=2000"),
+    Example("show ports p1 -f json", '"burst_bytes": 131072'),
+    Example("port set p1 on_full=backpressure", "on_full: doesn't go with `shaping`", 1),
+    Example("port set p1 policing.rate_kbps=0", "policing.rate_kbps: must be at least 1", 1),
+    Example("port set p1 shaping= policing= port_security= storm_control="),
     Example("doctor", "p1: admin_down: port p1 is switched off"),
     Example("doctor up0", "up0: "),
     Example("port del p2"),
@@ -329,6 +353,8 @@ async def test_keys_and_words_are_completed(switch: Switch) -> None:
     assert await complete(switch, "pvswitch port set vm1 on_f") == ["on_full=drop", "on_full=backpressure"]
     assert {"lan", "mtu=", "type=tap", "promisc=false"} <= set(await complete(switch, "pvswitch port add vm9 "))
     assert await complete(switch, "pvswitch bridge set br0 ag") == ["aging_time="]
+    assert await complete(switch, "pvswitch mirror add m br0 output_") == ["output_port=", "output_vlan="]
+    assert await complete(switch, "pvswitch mirror add m l") == ["lan"]
     assert "revisions" in await complete(switch, "pvswitch show ")
     assert "add-br" not in await complete(switch, "pvswitch ")
 

@@ -246,6 +246,52 @@ def test_every_reason_has_a_sentence(reason: LinkReason) -> None:
 NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,8}\Z")
 
 
+MACS = st.integers(0, 255).map("02:00:00:00:00:{:02x}".format)
+NETWORKS = st.ip_addresses().map(str) | st.builds("{}/{}".format, st.ip_addresses(v=4), st.integers(0, 32))
+RATES = st.fixed_dictionaries(
+    {"rate_kbps": st.integers(1, 10**9)}, optional={"burst_bytes": st.integers(65_550, 4 * 10**9)}
+)
+PPS = st.integers(1, 10**9)
+POLICIES: dict[str, st.SearchStrategy[Any]] = {
+    "port_security": st.fixed_dictionaries(
+        {},
+        optional={
+            "max_macs": st.integers(1, 10**6),
+            "sticky": st.booleans(),
+            "allowed_macs": st.lists(MACS, max_size=3),
+            "allowed_ips": st.lists(NETWORKS, max_size=3),
+        },
+    ).filter(lambda rules: not rules.get("sticky") or "max_macs" in rules),
+    "storm_control": st.fixed_dictionaries(
+        {}, optional={f"{kind}_pps": PPS for kind in ("broadcast", "multicast", "unknown")}
+    ),
+    "policing": RATES,
+    "shaping": RATES,
+}
+VLANS = st.lists(st.integers(0, 4094) | st.sampled_from(["10-20", "0-4094", "7-7"]), max_size=3)
+
+
+@st.composite
+def mirrors(draw: st.DrawFn, ports: list[str]) -> dict[str, Any]:
+    """Of a bridge with these ports: each is selected, or an output, or neither."""
+    outputs = [port for port in ports if draw(st.booleans())]
+    others = st.lists(st.sampled_from([port for port in ports if port not in outputs] or [""]).filter(bool), max_size=3)
+    selected = others if set(ports) - set(outputs) else st.just([])
+    found = {}
+    for name in draw(st.lists(NAMES, max_size=3, unique=True)):
+        to_vlan = not outputs or draw(st.booleans())
+        output = {"output_vlan": st.integers(1, 4094)} if to_vlan else {"output_port": st.sampled_from(outputs)}
+        optional = {
+            "select_src_port": selected,
+            "select_dst_port": selected,
+            "select_vlan": VLANS,
+            "snaplen": st.integers(14, 65535),
+            "drops": st.booleans(),
+        }
+        found[name] = draw(st.fixed_dictionaries(output, optional=optional))
+    return found
+
+
 @st.composite
 def documents(draw: st.DrawFn) -> dict[str, Any]:
     bridges = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
@@ -255,6 +301,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         | draw(st.fixed_dictionaries({}, optional={"labels": st.dictionaries(NAMES, NAMES, max_size=2)}))
         | draw(st.fixed_dictionaries({}, optional={"queues": st.integers(2, 16), "mode": st.just("client")}))
         | draw(st.fixed_dictionaries({}, optional={"rxq_affinity": st.lists(st.integers(0, 3), max_size=2)}))
+        | draw(st.fixed_dictionaries({}, optional=POLICIES))
         for name in draw(st.lists(NAMES, max_size=5, unique=True))
     }
     for i, port in enumerate(ports.values()):
@@ -280,7 +327,13 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         ]
         for bridge in bridges
     }
-    bridge_settings = {name: {"fdb": static[name]} for name in bridges}
+    bridge_settings = {
+        name: {
+            "fdb": static[name],
+            "mirrors": draw(mirrors([port for port, conf in ports.items() if conf["bridge"] == name])),
+        }
+        for name in bridges
+    }
     return {"bridges": bridge_settings, "ports": ports, "datapath": {"workers": 4}}
 
 
@@ -314,6 +367,19 @@ JUNK = st.recursive(
         *(JUNK | st.just("/a") for _ in range(3)),
     )
     | st.builds(lambda junk: {"bridges": {"br0": {"fdb": [junk, {"port": junk, "mac": junk}]}}}, JUNK)
+    | st.builds(
+        lambda junk, key: {"bridges": {"br0": {"mirrors": {"m": {"output_vlan": 9, key: junk}, "n": junk}}}},
+        JUNK,
+        st.sampled_from(
+            ["select_src_port", "select_dst_port", "select_vlan", "output_port", "output_vlan", "snaplen", "drops"]
+        ),
+    )
+    | st.builds(
+        lambda junk, key, inner: {"ports": {"vm1": {key: {inner: junk}}, "vm2": {key: junk}}},
+        JUNK,
+        st.sampled_from([*POLICIES]),
+        st.sampled_from(["max_macs", "sticky", "allowed_macs", "allowed_ips", "broadcast_pps", "rate_kbps"]),
+    )
 )
 def test_junk_is_refused_in_words_or_taken(document: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidDocument):

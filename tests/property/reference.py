@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from tests.mirrors import Mirror
 from tests.vlans import C_TAG, S_TAG, Mode, Tag, Tags, enter, leave
 
 MAX_FRAME = 65_568
@@ -121,6 +122,7 @@ class Bridge:
     forward_bpdu: bool = True
     flood_unknown: bool = True
     punt_bpdu: bool = False
+    mirrors: list[Mirror] = field(default_factory=list)
     table: dict[Address, Entry] = field(default_factory=dict)
 
     def expired(self, entry: Entry, now: int) -> bool:
@@ -189,12 +191,26 @@ class ReferenceSwitch:
 
     def _forward(self, port: Port, frame: Frame, now: int, after: Collection[Address]) -> str | None:
         """Why the frame as a whole goes nowhere, or None."""
-        bridge, dst = self.bridges[port.bridge], frame.macs[:6]
         if not port.enabled:
             return "link_down"
+        if self._is_output(port):
+            return "mirror_output"
         inside = enter(port.vlan, frame.tags)
+        left: list[Port] = []
+        reason: str | None = "vlan_filtered"
         if inside is None:
-            return "vlan_filtered"
+            inside = frame.tags
+        else:
+            reason = self._switch(port, frame, inside, now, after, left)
+        for mirror in self.bridges[port.bridge].mirrors:
+            self._mirror(mirror, port, frame, inside, left, dropped=reason is not None)
+        return reason
+
+    def _switch(
+        self, port: Port, frame: Frame, inside: Tags, now: int, after: Collection[Address], left: list[Port]
+    ) -> str | None:
+        """As `_forward`, of a frame in its VLAN; `left` gets the ports by which it leaves."""
+        bridge, dst = self.bridges[port.bridge], frame.macs[:6]
         vid = inside[0].vid if inside else 0
         if is_link_local(dst):
             if bridge.punt_bpdu:
@@ -205,11 +221,46 @@ class ReferenceSwitch:
         target = next((p for p in self.ports.values() if out is not None and p.ref == out.port), None)
         self._learn(port, bridge, (vid, frame.macs[6:]), now, after)
         if target is None or target.bridge != port.bridge:
-            return self._flood(port, bridge, frame, inside)
+            return self._flood(port, bridge, frame, inside, left)
         if target is port:
             return "same_port"
-        self._deliver(port, target, frame, inside)
+        self._deliver(port, target, frame, inside, left)
         return None
+
+    def _is_output(self, port: Port) -> bool:
+        return any(self.ports.get(mirror.port or "") is port for mirror in self.bridges[port.bridge].mirrors)
+
+    def _mirror(
+        self, mirror: Mirror, port: Port, frame: Frame, inside: Tags, left: list[Port], *, dropped: bool
+    ) -> None:
+        """Send what a mirror wants of this frame: tests.mirrors says it at length."""
+        names = {name for name, other in self.ports.items() if other in left}
+        everything = not mirror.src and not mirror.dst
+        came = everything or any(self.ports.get(name) is port for name in mirror.src)
+        vid = inside[0].vid if inside else 0
+        if not (came or names & mirror.dst) or (dropped and not mirror.drops):
+            return
+        if mirror.vlans and vid not in mirror.vlans:
+            return
+        if mirror.port is not None:
+            self._mirror_to(mirror, self.ports[mirror.port], frame, inside)
+        elif vid != mirror.vid and not is_link_local(frame.macs):
+            assert mirror.vid is not None
+            moved = (inside[0]._replace(vid=mirror.vid), *inside[1:]) if inside else (Tag(mirror.vid),)
+            for other in self.ports.values():
+                if other is not port and other.bridge == port.bridge and not self._is_output(other):
+                    self._mirror_to(mirror, other, frame, moved)
+
+    def _mirror_to(self, mirror: Mirror, port: Port, frame: Frame, inside: Tags) -> None:
+        tags = leave(port.vlan, inside)
+        if tags is None or not port.link:
+            return
+        whole = frame.tagged(tags)
+        copy = whole[: mirror.snaplen]
+        if copy == whole and port.mtu and len(frame.rest) - 2 > port.mtu:
+            port.tx_drops["mtu_exceeded"] += 1
+        else:
+            self._put(port, copy)
 
     def _learn(self, port: Port, bridge: Bridge, address: Address, now: int, after: Collection[Address]) -> None:
         if is_group(address[1]) or address[1] == NOBODY:
@@ -228,7 +279,7 @@ class ReferenceSwitch:
             self.events.append(("moved", port.ref, address, entry.port))
         bridge.table[address] = Entry(port.ref, now)
 
-    def _flood(self, port: Port, bridge: Bridge, frame: Frame, inside: Tags) -> str | None:
+    def _flood(self, port: Port, bridge: Bridge, frame: Frame, inside: Tags, left: list[Port]) -> str | None:
         if not is_group(frame.macs) and not bridge.flood_unknown:
             return "no_destination"
         others = [
@@ -237,26 +288,33 @@ class ReferenceSwitch:
             if other is not port
             and other.bridge == port.bridge
             and other.link
+            and not self._is_output(other)
             and not (port.isolated and other.isolated)
             and leave(other.vlan, inside) is not None
         ]
         for other in others:
-            self._deliver(port, other, frame, inside)
+            self._deliver(port, other, frame, inside, left)
         return None if others else "no_destination"
 
-    def _deliver(self, source: Port, port: Port, frame: Frame, inside: Tags) -> None:
+    def _deliver(self, source: Port, port: Port, frame: Frame, inside: Tags, left: list[Port]) -> None:
         tags = leave(port.vlan, inside)
-        copy = b"" if tags is None else frame.tagged(tags)
         if not port.link:
-            reason: str | None = "link_down"
+            port.tx_drops["link_down"] += 1
+        elif self._is_output(port):
+            port.tx_drops["mirror_output"] += 1
         elif source.isolated and port.isolated:
-            reason = "isolated"
+            port.tx_drops["isolated"] += 1
         elif tags is None:
-            reason = "vlan_filtered"
+            port.tx_drops["vlan_filtered"] += 1
         elif port.mtu and len(frame.rest) - 2 > port.mtu:
-            reason = "mtu_exceeded"
+            port.tx_drops["mtu_exceeded"] += 1
         else:
-            reason = self._obstacle(port, copy)
+            left.append(port)
+            self._put(port, frame.tagged(tags))
+
+    def _put(self, port: Port, copy: bytes) -> None:
+        """Into a guest's buffers, if it has some that fit."""
+        reason = self._obstacle(port, copy)
         if reason is not None:
             port.tx_drops[reason] += 1
             return

@@ -6,11 +6,13 @@ from __future__ import annotations
 import errno
 import struct
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pvswitch import model
 from pvswitch.datapath import COUNTERS
 from pvswitch.driver import Layout
 from tests.bench_switch import (
@@ -27,6 +29,7 @@ from tests.bench_switch import (
     PortSetup,
     guest_conf,
 )
+from tests.mirrors import SNAPLENS, Mirror
 from tests.property.reference import Address, Bridge, Guest, Port, ReferenceSwitch
 from tests.vlans import ALL, Mode
 
@@ -63,6 +66,18 @@ modes = st.one_of(
 )
 vids = st.sampled_from([0, 0, 5, 7])
 TRUNK = Mode()
+some_ports = st.frozensets(st.sampled_from(PORTS), max_size=2)
+# Those that select an output are not to be had: the machine takes it out.
+mirrors = st.builds(
+    Mirror,
+    some_ports,
+    some_ports,
+    st.frozensets(vids, max_size=2),
+    st.none() | st.just("p2") | st.sampled_from(PORTS),
+    st.sampled_from([5, 7, 9]),
+    st.none() | st.sampled_from(SNAPLENS),
+    st.booleans(),
+)
 # Around everything that has an edge: the head (128), the size bins, the MTUs below, one and several buffers.
 sizes = st.one_of(
     st.integers(40, 60),
@@ -109,6 +124,7 @@ class BridgeMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.model = ReferenceSwitch()
+        self.mirrors: dict[str, list[Mirror]] = {name: [] for name in BRIDGES}
 
     @initialize(data=st.data(), workers=st.sampled_from([1, 1, 2, 3]))
     def build(self, data: st.DataObject, workers: int) -> None:
@@ -120,6 +136,7 @@ class BridgeMachine(RuleBasedStateMachine):
         for i, name in enumerate(PORTS):
             self.add_port(name, data.draw(guests), "br1" if i == 3 else "br0")
             self.configure_port(name, enabled=True, mtu=data.draw(mtus), bridge=self.model.ports[name].bridge)
+        self.configure_mirrors("br0", data.draw(st.just([]) | st.lists(mirrors, min_size=1, max_size=3)))
 
     def teardown(self) -> None:
         if hasattr(self, "switch"):  # not when the first draw failed
@@ -140,6 +157,17 @@ class BridgeMachine(RuleBasedStateMachine):
         posted = [self.switch.post(name, post, pair=pair) for pair in range(pairs)]
         port.guest = Guest(guest.hdr_len, guest.conf.rx_buf_size, mergeable, posted)
         port.receiving, port.sending = pairs - 1, set(range(pairs))
+
+    def set_mirrors(self, changed: dict[str, str] | None = None) -> None:
+        """Have those mirrors that there can be, now that ports are on these bridges: none with a port elsewhere."""
+        at = {name: port.bridge for name, port in self.model.ports.items()} | (changed or {})
+        for bridge in BRIDGES:
+            here = frozenset(name for name in at if at[name] == bridge)
+            found = [m for m in self.mirrors[bridge] if m.port is None or m.port in here]
+            usable = here - {m.port for m in found}
+            fitting = [replace(m, src=m.src & usable, dst=m.dst & usable) for m in found]
+            self.model.bridges[bridge].mirrors = fitting
+            self.switch.mirrors[bridge] = {f"m{i}": model.Mirror.model_validate(m.keys) for i, m in enumerate(fitting)}
 
     def some_pair(self, name: str, data: st.DataObject) -> int:
         return data.draw(st.integers(0, self.switch.ports[name].guest.conf.queue_pairs - 1))
@@ -247,6 +275,7 @@ class BridgeMachine(RuleBasedStateMachine):
         self, name: str, enabled: bool, mtu: int, bridge: str, vlan: Mode = TRUNK, isolated: bool = False
     ) -> None:
         """Changing the bridge, or VLANs, leaves entries where they were, which must not be followed there."""
+        self.set_mirrors({name: bridge})
         self.switch.publish({name: PortSetup(bridge, enabled, mtu, vlan=vlan.view, isolated=isolated)})
         port = self.model.ports[name]
         port.bridge, port.enabled, port.mtu, port.vlan, port.isolated = bridge, enabled, mtu, vlan, isolated
@@ -257,14 +286,23 @@ class BridgeMachine(RuleBasedStateMachine):
         model = self.model.bridges[bridge]
         model.forward_bpdu, model.flood_unknown, model.punt_bpdu = forward, flood, punt
 
+    @rule(bridge=bridges, found=st.lists(mirrors, max_size=3))
+    def configure_mirrors(self, bridge: str, found: list[Mirror]) -> None:
+        self.mirrors[bridge] = [replace(m, vid=None) if m.port is not None else m for m in found]
+        self.set_mirrors()
+        self.switch.publish()
+
     @rule(name=names, shape=guests)
     def replace_port(self, name: str, shape: tuple[int, int]) -> None:
         """Another port in the same place: what pointed to the old one is gone."""
+        self.set_mirrors({name: ""})
         self.switch.remove_port(name)
         old = self.model.ports.pop(name)
         for bridge in BRIDGES:
             self.model.flush(bridge, port=old.ref)
         self.add_port(name, shape, old.bridge)
+        self.set_mirrors()
+        self.switch.publish()
 
     @precondition(lambda self: any(p.guest is not None for p in self.model.ports.values()))
     @rule(data=st.data())
@@ -314,7 +352,7 @@ class BridgeMachine(RuleBasedStateMachine):
     def same_fdb(self) -> None:
         for name, bridge in self.model.bridges.items():
             seen = {
-                address: (i.port, i.static, i.age if not i.static else 0)
+                address: (i.port, i.type == "static", i.age if i.type != "static" else 0)
                 for address, i in self.switch.fdb_items(name).items()
             }
             now = self.switch.now_s
