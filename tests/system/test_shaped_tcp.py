@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TCP through a shaped port: the kernel's stack at both ends finds the port's rate, and keeps the link full.
+
+Two hosts, each with a tap of the switch and TSO, so that the shaper meets frames of up to 64 KiB. 100 Mbit/s are a
+hundredth of what passes without the limit: what is measured is the shaper, not the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from pvswitch.bench.far import FarHost, build_root
+from pvswitch.process import SwitchProcess
+from tests.conftest import missing_peer
+from tests.system.conftest import from_environment, running_switch
+from tests.wire.lab import stats
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+
+RATE_MBITS = 100
+SECONDS = from_environment("PVSWITCH_TEST_TCP_SECONDS", 5)
+RAMP_SECONDS = 2  # until TCP has found the rate
+ADDRESSES = {"near": "192.0.2.1", "far": "192.0.2.2"}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The switch, and a host behind each of its taps."""
+
+    switch: SwitchProcess
+    near: FarHost
+    far: FarHost
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
+    if shutil.which("iperf3") is None:
+        missing_peer("iperf3 not found: apt-get install iperf3")
+    async with AsyncExitStack() as stack:
+        hosts = {}
+        for name in ADDRESSES:
+            root: Path = build_root(tmp_path_factory.mktemp(name), ["iperf3"])
+            hosts[name] = await stack.enter_async_context(FarHost(name, root))
+        ports = {
+            name: {
+                "type": "tap",
+                "ifname": "up0",
+                "netns": str(hosts[name].path),
+                "addresses": [f"{address}/24"],
+            }
+            for name, address in ADDRESSES.items()
+        }
+        ports["far"]["shaping"] = {"rate_kbps": RATE_MBITS * 1000}
+        switch = await stack.enter_async_context(running_switch({"ports": ports}))
+        for name in ADDRESSES:
+            await switch.wait_link(name)
+        await hosts["far"].check("iperf3 --server --daemon")
+        await hosts["near"].check(f"until ping -c 1 -W 1 {ADDRESSES['far']}; do :; done")
+        yield Lab(switch, hosts["near"], hosts["far"])
+
+
+async def test_tcp_fills_a_shaped_link(lab: Lab) -> None:
+    before = await stats(lab.switch, "far")
+    report = json.loads(
+        await lab.near.check(
+            f"iperf3 --client {ADDRESSES['far']} --time {SECONDS} --omit {RAMP_SECONDS} --json", 60 + SECONDS
+        )
+    )
+    after = await stats(lab.switch, "far")
+    received = report["end"]["sum_received"]["bits_per_second"] / 1e6
+    assert 0.9 * RATE_MBITS <= received <= 1.05 * RATE_MBITS, report["end"]
+    assert after["tx_packets"] > before["tx_packets"]
+    # Frames of many segments: the shaper has seen them whole.
+    assert (after["tx_bytes"] - before["tx_bytes"]) / (after["tx_packets"] - before["tx_packets"]) > 3000
+
+
+async def test_the_other_way_is_not_shaped(lab: Lab) -> None:
+    report = json.loads(await lab.near.check(f"iperf3 --client {ADDRESSES['far']} --time 2 --reverse --json", 60))
+    assert report["end"]["sum_received"]["bits_per_second"] / 1e6 > 2 * RATE_MBITS
