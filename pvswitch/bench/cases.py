@@ -79,6 +79,7 @@ class Frames:
     """Driver guests send in a closed loop: level 0 to 2 as in the driver, `macs` destinations, or all are flooded.
 
     `rx_pps` is what a receiver takes at most in a second (0: whatever comes); `on_full` is pvswitch's own setting.
+    `feature` is one of `features.FEATURES`; the last `watchers` of a flood's receivers are outputs of mirrors.
     """
 
     size: int
@@ -89,6 +90,8 @@ class Frames:
     window: int = WINDOW
     rx_pps: int = 0
     on_full: str = "drop"
+    feature: str | None = None
+    watchers: int = 0
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,26 @@ def _by_macs() -> Iterator[Case]:
         yield Case(f"macs-{macs}", text, Frames(64, macs=macs), switches=(PVSWITCH, OVS), against=against)
 
 
+def _by_feature() -> Iterator[Case]:
+    """One pair of ports, without anything and with one feature at a time.
+
+    Pushed tags are not among them: the generator looks for its marks where it has put them.
+    """
+    both, own = (PVSWITCH, OVS), (PVSWITCH,)
+    yield Case("feature-none", "64 B, known unicast, no features", Frames(64), figure="cycles", switches=both)
+    for name, text, work, switches in (
+        ("access", "between two access ports", Frames(64), both),
+        ("protected", "from a protected port", Frames(64), both),
+        ("security", "from a port with a list of MAC addresses and a limit", Frames(64), own),
+        ("policing", "from a port with policing", Frames(64), both),
+        ("shaping", "to a port with shaping", Frames(64), both),
+        ("storm", "broadcast by a port with storm control", Frames(64, flood=True), own),
+        ("mirror", "broadcast to one port, and mirrored; per copy", Frames(64, Guests(active=3), flood=True), both),
+    ):
+        work = replace(work, feature=name, watchers=1 if name == "mirror" else 0)
+        yield Case(f"feature-{name}", f"64 B, {text}", work, figure="cycles", switches=switches)
+
+
 def _by_load() -> Iterator[Case]:
     for percent in (10, 80):
         yield Case(
@@ -341,6 +364,7 @@ CASES: tuple[Case, ...] = (
     *_by_size(),
     *_by_ports(),
     *_by_macs(),
+    *_by_feature(),
     *_by_load(),
     *_overrun(),
     *_by_testpmd(),

@@ -148,7 +148,7 @@ class Generator:
         """Let the switch learn all addresses; raises GeneratorError when frames never begin to arrive."""
         end = time.monotonic() + READY_SECONDS
         while True:
-            found = await self._ask("prime", **_traffic(frames))
+            found = await self._ask("prime", **_traffic(frames), watchers=frames.watchers)
             if found["errors"]:
                 raise GeneratorError(f"the switch broke the virtio protocol {found['errors']:,} times at once")
             if not found["lost"]:

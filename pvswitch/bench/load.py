@@ -107,14 +107,15 @@ class Player:
             await guest.connect()
         return [guest.features for guest in self._guests]
 
-    def prime(self, active: int, macs: int, flood: bool, size: int, gso_size: int) -> dict[str, int]:
+    def prime(self, active: int, macs: int, flood: bool, size: int, gso_size: int, watchers: int) -> dict[str, int]:
         """Let every receiver send from each of its addresses, and every sender send to each; return what went wrong.
 
+        The last `watchers` guests of a flood are never heard, and send nothing.
         A switch that isn't ready may leave frames where they are: they count as lost.
         """
         found = []
         for flow in flows(active, flood=flood):
-            for receiver in flow.receivers:
+            for receiver in flow.receivers[: len(flow.receivers) - watchers]:
                 back = Load(dst=mac(flow.sender), src=mac(receiver), n_src=macs, frames=macs, **_PRIMING)
                 found.append(self._try(receiver, (flow.sender,), back))
             there = _load(macs=macs, flood=flood, size=size, gso_size=gso_size, frames=macs, **_PRIMING)

@@ -129,7 +129,9 @@ async def _ready(generator: Generator, running: Running, frames: Frames) -> None
     while True:
         await generator.prime(frames)
         known = await running.addresses()
-        if known is None or known >= frames.macs * (1 if frames.flood else frames.guests.active // 2):
+        if frames.feature is not None or known is None:
+            return
+        if known >= frames.macs * (1 if frames.flood else frames.guests.active // 2):
             return
         if time.monotonic() > end:
             break
@@ -146,6 +148,7 @@ def _wanted(turn: Turn, frames: Frames) -> Wanted:
         macs=frames.macs,
         gso=guests.gso,
         on_full=frames.on_full,
+        feature=frames.feature,
         huge=turn.bench.huge,
     )
 

@@ -131,7 +131,7 @@ class Ovs:
 
     async def set(self, table: str, record: str, *columns: str) -> None:
         """Set columns of a record, as `ovs-vsctl set` does."""
-        await self._vsctl("set", table, record, *columns)
+        await self.vsctl("set", table, record, *columns)
 
     async def add_flow(self, flow: str) -> None:
         """Add an OpenFlow rule to the bridge, as `ovs-ofctl add-flow` does."""
@@ -153,8 +153,8 @@ class Ovs:
             "ovsdb-server", str(database), f"--remote=punix:{socket}", f"--unixctl={self._folder}/db.ctl"
         )
         await self._wait_for(socket)
-        await self._vsctl("--no-wait", "init")
-        await self._vsctl(
+        await self.vsctl("--no-wait", "init")
+        await self.vsctl(
             *("--no-wait", "set", "Open_vSwitch", ".", "other_config:dpdk-init=true"),
             f"other_config:pmd-cpu-mask={1 << self._pmd_cpu:#x}",
             f"other_config:dpdk-lcore-mask={1 << self._pmd_cpu:#x}",
@@ -176,7 +176,7 @@ class Ovs:
                 words += ["type=dpdkvhostuserclient", f"options:vhost-server-path={self.sockets[port]}"]
             else:
                 words += ["type=dpdkvhostuser"]
-        await self._vsctl(*words)
+        await self.vsctl(*words)
         for port in () if self._tso else self._ports:
             await self._wait_for(self.sockets[port])
 
@@ -191,7 +191,8 @@ class Ovs:
             )
         )
 
-    async def _vsctl(self, *arguments: str) -> str:
+    async def vsctl(self, *arguments: str) -> str:
+        """Return what ovs-vsctl prints; it returns once the switch does as it says."""
         return await self._call(
             "ovs-vsctl", f"--db=unix:{self._folder}/db.sock", f"--timeout={DEADLINE:.0f}", *arguments
         )

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from pvswitch.bench.cases import OVS, PVSWITCH, TESTPMD
 from pvswitch.bench.errors import MissingPeer
+from pvswitch.bench.features import FEATURES, Feature
 from pvswitch.bench.ovs import Ovs
 from pvswitch.bench.testpmd import VhostLoop
 from pvswitch.process import SwitchProcess
@@ -39,6 +40,7 @@ class Wanted:
     macs: int = 1
     gso: bool = False
     on_full: str = "drop"
+    feature: str | None = None
     huge: bool = False
 
     @property
@@ -158,11 +160,11 @@ class _VhostLoop:
 @asynccontextmanager
 async def _pvswitch(wanted: Wanted) -> AsyncIterator[Running]:
     pinned = {} if wanted.cpu is None else {"cpus": [wanted.cpu]}
-    port = {"on_full": wanted.on_full}
+    feature = Feature() if wanted.feature is None else FEATURES[wanted.feature]
     config = {
         "datapath": {"polling": wanted.polling, **pinned},
-        "bridges": {"br0": {"fdb_size": wanted.addresses}},
-        "ports": dict.fromkeys(wanted.names, port),
+        "bridges": {"br0": {"fdb_size": wanted.addresses, **feature.bridge}},
+        "ports": {name: {"on_full": wanted.on_full, **feature.ports.get(name, {})} for name in wanted.names},
     }
     async with SwitchProcess(config) as switch:
         yield _Pvswitch(switch, wanted.names)
@@ -173,6 +175,8 @@ async def _ovs(wanted: Wanted) -> AsyncIterator[Running]:
     require_hugepages(OVS, wanted.huge)
     mtu = 1500 if wanted.gso else max(1500, wanted.frame - ETHERNET)
     async with Ovs(wanted.names, pmd_cpu=wanted.cpu or 0, macs=wanted.addresses, mtu=mtu, tso=wanted.gso) as switch:
+        for call in (FEATURES[wanted.feature].ovs or ()) if wanted.feature is not None else ():
+            await switch.vsctl(*call)
         yield _Ovs(switch, client=wanted.gso)
 
 

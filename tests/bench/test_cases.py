@@ -21,6 +21,7 @@ from pvswitch.bench.cases import (
     select,
 )
 from pvswitch.bench.errors import BenchError
+from pvswitch.bench.features import FEATURES
 
 NAMES = [case.name for case in CASES]
 FRAMES = [
@@ -43,6 +44,7 @@ def test_the_matrix_is_complete() -> None:
     wanted |= {"latency-10", "latency-80", "tcp", "uplink", "idle-cpu", "silence-busy", "silence-adaptive"}
     wanted |= {f"gso-{kind}-{full}" for kind in ("overrun", "slow") for full in ("drop", "backpressure")}
     wanted |= {f"testpmd-{size}-{rings}" for size in ("64", "1518") for rings in ("split", "packed")}
+    wanted |= {f"feature-{name}" for name in ("none", *FEATURES)}
     assert len(NAMES) == len(set(NAMES))
     assert set(NAMES) == wanted
 
@@ -71,7 +73,9 @@ def test_frames_fit_and_no_ring_can_overflow(name: str, frames: Frames) -> None:
         assert frames.window * buffers <= guests.queue_size
     else:
         assert frames.window * buffers > guests.queue_size
-    assert guests.active % 2 == 0
+    assert (guests.active - frames.watchers) % 2 == 0
+    assert frames.feature is None or frames.feature in FEATURES
+    assert frames.watchers == 0 or frames.flood
     assert frames.macs == 1 or not frames.flood
 
 
