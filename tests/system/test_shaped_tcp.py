@@ -21,7 +21,6 @@ from pvswitch.bench.far import FarHost, build_root
 from pvswitch.process import SwitchProcess
 from tests.conftest import missing_peer
 from tests.system.conftest import from_environment, running_switch
-from tests.wire.lab import stats
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -68,13 +67,13 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
 
 
 async def test_tcp_fills_a_shaped_link(lab: Lab) -> None:
-    before = await stats(lab.switch, "far")
+    before = await lab.switch.get("/ports/far/stats")
     report = json.loads(
         await lab.near.check(
             f"iperf3 --client {ADDRESSES['far']} --time {SECONDS} --omit {RAMP_SECONDS} --json", 60 + SECONDS
         )
     )
-    after = await stats(lab.switch, "far")
+    after = await lab.switch.get("/ports/far/stats")
     received = report["end"]["sum_received"]["bits_per_second"] / 1e6
     assert 0.9 * RATE_MBITS <= received <= 1.05 * RATE_MBITS, report["end"]
     assert after["tx_packets"] > before["tx_packets"]
