@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-import resource
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -312,18 +313,30 @@ def test_a_file_that_is_made_in_vain_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Disk:
+    """A disk on which a file ends at `limit` bytes. One that is full for real is in tests/wire/test_pcap_ports.py."""
+
+    def __init__(self) -> None:
+        self.limit = 100_000
+        self._pwrite = os.pwrite
+
+    def pwrite(self, file: int, data: bytes | memoryview, offset: int) -> int:
+        room = self.limit - offset
+        if room <= 0:
+            del data  # the error's traceback holds this frame, and a buffer that is looked at can't become smaller
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return self._pwrite(file, data[:room], offset)
+
+
 @pytest.fixture
-def small_files() -> Iterator[int]:
-    """Files of this process end at so many bytes (EFBIG), as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = 100_000
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    found = Disk()
+    monkeypatch.setattr(os, "pwrite", found.pwrite)
+    return found
 
 
 async def test_a_full_disk_is_told_and_tried_again(
-    tmp_path: Path, ends: Ends, small_files: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ends: Ends, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, far = ends
     monkeypatch.setattr(file_pump, "RETRY_MS", 20)
@@ -345,13 +358,13 @@ async def test_a_full_disk_is_told_and_tried_again(
                     near.send(HEADER + frame(sent, 1500))
                     sent += 1
             assert sent < 1_000_000
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            disk.limit = sys.maxsize
             await until(lambda: not recorder.message)
     assert [packet.data for packet in recorded(path)] == [frame(i, 1500) for i in range(sent)]
     assert [line["event"] for line in logs] == ["file cannot be written", "file is written again"]
 
 
-async def test_a_disk_that_stays_full_does_not_hold_up_the_end(tmp_path: Path, ends: Ends, small_files: int) -> None:
+async def test_a_disk_that_stays_full_does_not_hold_up_the_end(tmp_path: Path, ends: Ends, disk: Disk) -> None:
     near, far = ends
     path = tmp_path / "w.pcap"
     with capture_logs() as logs:
@@ -359,7 +372,7 @@ async def test_a_disk_that_stays_full_does_not_hold_up_the_end(tmp_path: Path, e
             near.send(HEADER + frame(number, 1500))
         async with recording(path, far) as recorder:
             await until(lambda: recorder.message)
-    room = (small_files - 24) // 1516
+    room = (disk.limit - 24) // 1516
     assert [packet.data for packet in recorded(path)] == [frame(i, 1500) for i in range(room)]
     assert logs[-1]["event"] == "frames were not written"
     assert logs[-1]["frames"] > 0
