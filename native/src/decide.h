@@ -28,9 +28,8 @@ struct pvs_port_view {
     bool enabled;
     bool isolated;    /* from other isolated ports */
     bool mirrored_to; /* only mirrors send to it, and what comes by it is dropped */
-    bool
-        steady; /* what becomes of a frame becomes of the next one between the same addresses with the same tags, too */
-    bool plain; /* and nothing is to be looked at but link and MTU */
+    bool steady;      /* what becomes of a frame becomes of the next one with the same addresses and tags, too */
+    bool plain;       /* and nothing is to be looked at but link and MTU */
     uint64_t backpressure_ns;      /* how long known unicast waits for a full receiver; 0 = it is dropped */
     const _Atomic uint32_t *rx_up; /* not 0: its guest can receive */
     const struct pvs_vlan *vlan;   /* NULL: a trunk of all VLANs */

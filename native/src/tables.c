@@ -83,8 +83,8 @@ has_limits(const struct pvs_port_conf *conf)
 {
     bool any = conf->policing.per_second != 0 || conf->shaping.per_second != 0;
 
-    for (uint32_t class = 0; class < PVS_STORM_CLASSES; class ++)
-        any |= conf->storm[class].per_second != 0;
+    for (uint32_t kind = 0; kind < PVS_STORM_CLASSES; kind++)
+        any |= conf->storm[kind].per_second != 0;
     return any;
 }
 
@@ -107,8 +107,8 @@ policies_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t 
         struct pvs_policy *policy = &t->policies[n++];
         policy->policing = pvs_rate_of(ports[p].policing.per_second, ports[p].policing.depth);
         policy->shaping = pvs_rate_of(ports[p].shaping.per_second, ports[p].shaping.depth);
-        for (uint32_t class = 0; class < PVS_STORM_CLASSES; class ++)
-            policy->storm[class] = pvs_rate_of(ports[p].storm[class].per_second, ports[p].storm[class].depth);
+        for (uint32_t kind = 0; kind < PVS_STORM_CLASSES; kind++)
+            policy->storm[kind] = pvs_rate_of(ports[p].storm[kind].per_second, ports[p].storm[kind].depth);
         t->port[pvs_ref_index(ports[p].port->ref)].policy = policy;
     }
     return 0;
@@ -393,8 +393,8 @@ pvs_tables_settled(struct pvs_switch *sw)
         if (port == NULL || !port->limits_changed)
             continue;
         port->limits_changed = false;
-        for (uint32_t class = 0; class < PVS_STORM_CLASSES; class ++)
-            pvs_meter_fill(&port->meters.storm[class]);
+        for (uint32_t kind = 0; kind < PVS_STORM_CLASSES; kind++)
+            pvs_meter_fill(&port->meters.storm[kind]);
         pvs_meter_fill(&port->meters.policing);
         pvs_meter_fill(&port->meters.shaping);
     }

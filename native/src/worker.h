@@ -24,7 +24,7 @@
 #include "hold.h"
 #include "port_uplink.h"
 
-/* Edited frames of a burst: two forms of each. */
+/* Edited frames of a burst: two forms of each; where mirrors make more, lists are written in between. */
 enum { PVS_EDITED = 2 * PVS_BURST, PVS_EDITED_SEGS = 4 * PVS_MAX_SEGS };
 
 /* How long a frame may have to wait for a shaped port's rate; what would have to wait longer is dropped. */
