@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvswitch.errors import FieldError
+from pvswitch.tunnel_checks import tunnel_errors
 from pvswitch.values import listens_on_loopback
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def cross_errors(config: SwitchConfig) -> list[FieldError]:
         *_vlan_errors(config),
         *_mirror_errors(config),
         *_policy_errors(config),
+        *tunnel_errors(config),
     ]
 
 
@@ -217,6 +219,8 @@ def _worker_errors(config: SwitchConfig) -> list[FieldError]:
 def _vlan_errors(config: SwitchConfig) -> list[FieldError]:
     errors = []
     for name, port in config.ports.items():
+        if getattr(port, "mapped", False):  # its map says which; see tunnel_checks
+            continue
         mode = port.effective_vlan_mode
         if mode == "trunk" and port.tag is not None:
             errors.append(FieldError(("ports", name, "tag"), "is not for trunks: use native-untagged, or leave it out"))

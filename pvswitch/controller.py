@@ -30,10 +30,15 @@ from pvswitch.model import (
 )
 from pvswitch.revisions import Revisions
 from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
+from pvswitch.tunnel_plane import TunnelPlane
 
 
 class Dataplane(Protocol):
     """What carries a configuration out, and knows the state."""
+
+    @property
+    def tunnels(self) -> TunnelPlane:
+        """The tunnels, and what a control plane tells them."""
 
     async def prepare(self, new: SwitchConfig) -> object:
         """Do all that can fail; raises ApplyError, with everything undone, when something does."""
@@ -167,6 +172,8 @@ def _ends(port: Port) -> str:
     """Return what a disruptive change does to a port as it was."""
     if "ifname" in type(port).model_fields:
         return "its interface is opened anew"
+    if "local" in type(port).model_fields:
+        return "its tunnel begins anew"
     return "its files begin anew" if "read" in type(port).model_fields else "its VM's connection ends"
 
 

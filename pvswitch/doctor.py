@@ -36,6 +36,9 @@ def _port(port: dict[str, Any], local: bool) -> list[Finding]:
         features = ", ".join(state.get("features") or []) or "none"
         if "ifname" in port:
             what = f"interface: {port['ifname']}"
+        elif "local" in port:
+            size = f"; frames of up to {state['mtu']} bytes (L3)" if state.get("mtu") else ""
+            what = f"{port['type']} at {port['local']}, remotes: {', '.join(port.get('remotes') or []) or 'none'}{size}"
         elif port.get("type") == "pcap":
             what = "; ".join([*(f"{key}: {port[key]}" for key in ("read", "write") if port.get(key)), *_words(state)])
         else:

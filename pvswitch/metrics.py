@@ -100,7 +100,14 @@ class Metrics:
                     self._dataplane.port_state(name).link == "up",
                     self._dataplane.port_stats(name),
                 )
-        return [self._build, *ports.families(), *self._bridges(), *_workers(self._dataplane.perf()), *self._lost()]
+        return [
+            self._build,
+            *ports.families(),
+            *self._bridges(),
+            *_workers(self._dataplane.perf()),
+            *self._lost(),
+            self._tunnels(),
+        ]
 
     def _bridges(self) -> list[Metric]:
         entries = GaugeMetricFamily("pvswitch_fdb_entries", "addresses that a bridge knows", labels=["bridge"])
@@ -109,6 +116,15 @@ class Metrics:
             entries.add_metric([name], self._dataplane.fdb_count(name))
             limit.add_metric([name], bridge.fdb_size)
         return [entries, limit]
+
+    def _tunnels(self) -> Metric:
+        drops = CounterMetricFamily(
+            "pvswitch_tunnel_drops", "packets that came to an endpoint and to no tunnel", labels=["endpoint", "reason"]
+        )
+        for endpoint in self._dataplane.tunnels.endpoints():
+            for reason, count in endpoint.drops.items():
+                drops.add_metric([endpoint.name, reason], count)
+        return drops
 
     def _lost(self) -> list[Metric]:
         lost = CounterMetricFamily(

@@ -155,6 +155,25 @@ class Route:
         message["attrs"] = [("IFLA_EXT_MASK", _IFLA_EXT_MASK_SKIP_STATS)]
         return [_link(answer) for answer in self._ask(message, RTM_GETLINK, NLM_F_DUMP)]
 
+    def holder(self, address: str) -> Link | None:
+        """Return the interface that has an address, or None."""
+        for answer in self._ask(ifaddrmsg(), RTM_GETADDR, NLM_F_DUMP):
+            if (answer.get_attr("IFA_LOCAL") or answer.get_attr("IFA_ADDRESS")) == address:
+                return next((link for link in self.links() if link.index == answer["index"]), None)
+        return None
+
+    def tunnel_devices(self, port: int) -> list[str]:
+        """Return the names of the kernel's VXLAN and Geneve interfaces that a UDP port belongs to."""
+        message = ifinfmsg()
+        message["attrs"] = [("IFLA_EXT_MASK", _IFLA_EXT_MASK_SKIP_STATS)]
+        found = []
+        for answer in self._ask(message, RTM_GETLINK, NLM_F_DUMP):
+            kind = answer.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
+            data = answer.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
+            if kind in ("vxlan", "geneve") and data is not None and data.get_attr(f"IFLA_{kind.upper()}_PORT") == port:
+                found.append(answer.get_attr("IFLA_IFNAME"))
+        return found
+
     def bring_up(self, index: int) -> None:
         """Set an interface up."""
         message = ifinfmsg()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The counters of workers and queues as the API shows them: ratios, and bursts by powers of two.
+"""The counters of ports, workers and queues as the API shows them: ratios, and bursts by powers of two.
 
 Used by `ports.py`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pvswitch.datapath import Perf
+from pvswitch.datapath import Perf, PortCounters
 from pvswitch.state import QueuePerf, WorkerPerf
 from pvswitch.switch_port import PolledQueue
 
@@ -58,3 +58,16 @@ def queue_perf(port: str, queue: PolledQueue, total_cycles: int) -> QueuePerf:
 
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def stat_values(counters: PortCounters) -> dict[str, int | dict[str, int]]:
+    """Return the fields of PortStats but for its queues. rx_errors are the malformed frames among rx_dropped."""
+    return {
+        **counters.values,
+        "rx_dropped": sum(counters.rx_drops.values()),
+        "rx_errors": counters.rx_drops.get("malformed", 0),
+        "tx_dropped": sum(counters.tx_drops.values()),
+        "tx_errors": 0,
+        "rx_drops": counters.rx_drops,
+        "tx_drops": counters.tx_drops,
+    }

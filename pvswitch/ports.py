@@ -22,19 +22,22 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pvswitch import policy, vlan
+from pvswitch import vlan
 from pvswitch.balancer import Balancer
-from pvswitch.datapath import BridgeView, Datapath, Event, Fdb, FdbItem, PortCounters, PortView, VlanCounters, now_ns
+from pvswitch.datapath import Datapath, Event, Fdb, FdbItem, VlanCounters, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
 from pvswitch.file_port import FilePort
 from pvswitch.identity import Identity
-from pvswitch.model import Bridge, PcapPort, SwitchConfig, VhostUserPort
+from pvswitch.model import Bridge, PcapPort, SwitchConfig, TunnelPort, VhostUserPort
 from pvswitch.netlink import Watches
-from pvswitch.perf import queue_perf, worker_perf
+from pvswitch.perf import queue_perf, stat_values, worker_perf
 from pvswitch.rebalance import QueueSample, Sample
 from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
-from pvswitch.switch_port import SwitchPort
+from pvswitch.switch_port import PolledQueue, SwitchPort
+from pvswitch.tables import tables
+from pvswitch.tunnel_port import TunnelledPort
+from pvswitch.tunnels import Tunnels
 from pvswitch.uplink_port import UplinkPort
 from pvswitch.vhost_port import VhostPort
 
@@ -59,6 +62,7 @@ class Prepared:
     new_tables: list[Fdb | VlanCounters] = field(default_factory=list)
     old_ports: list[SwitchPort] = field(default_factory=list)
     old_tables: list[Fdb | VlanCounters] = field(default_factory=list)
+    staged: list[SwitchPort] = field(default_factory=list)
     renewed: list[SwitchPort] = field(default_factory=list)
 
 
@@ -79,6 +83,8 @@ class Ports:
         self._fdbs: dict[str, Fdb] = {}
         self._vlans: dict[str, VlanCounters] = {}  # of every bridge
         self._names: dict[int, str] = {}  # port reference -> name, for what the core reports
+        self._publishing = asyncio.Lock()
+        self.tunnels = Tunnels(datapath, self._publish, self._fdb_of, self._flush_vtep)
         self._housekeeper: asyncio.Task[None] | None = None
         self._balancer = Balancer(datapath.workers, self._sample, self._move_queue)
         datapath.on_event = self._on_event
@@ -102,9 +108,11 @@ class Ports:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeper
         await self._datapath.publish([], [])
+        await self.tunnels.end()
         await _each(self._ports.values(), lambda port: port.close())
-        tables: list[Fdb | VlanCounters] = [*self._fdbs.values(), *self._vlans.values()]
-        for table in tables:
+        await self.tunnels.close()
+        found: list[Fdb | VlanCounters] = [*self._fdbs.values(), *self._vlans.values()]
+        for table in found:
             table.close()
         self._ports, self._fdbs, self._vlans, self._config = {}, {}, {}, None
 
@@ -116,6 +124,7 @@ class Ports:
                 continue
             for name, fdb in self._fdbs.items():
                 self._tell_aged(name, *fdb.sweep(now_ns()))
+            self.tunnels.tick(self._config)
             for port in self._ports.values():
                 try:
                     port.tick()
@@ -169,6 +178,9 @@ class Ports:
         if present is not None and (
             _unchanged(self._config, prepared.config, name) or present.suits(prepared.config.ports[name])
         ):
+            if not _unchanged(self._config, prepared.config, name):
+                prepared.staged.append(present)
+                await present.stage(prepared.config.ports[name])
             return present
         port = self._new_port(prepared.config, name)
         prepared.new_ports.append(port)
@@ -179,6 +191,8 @@ class Ports:
         settings = config.ports[name]
         if isinstance(settings, PcapPort):
             return FilePort(self._datapath, name, settings, on_link=self._on_link)
+        if isinstance(settings, TunnelPort):
+            return self.tunnels.port(name, settings, self._on_link)
         if not isinstance(settings, VhostUserPort):
             mac = self._identity.mac(settings.netns or "", settings.ifname)
             return UplinkPort(self._datapath, name, settings, mac=mac, watches=self._watches, on_link=self._on_link)
@@ -195,6 +209,8 @@ class Ports:
     async def undo(self, prepared: object) -> None:
         """Free what was made for a configuration that is not to be put in force."""
         assert isinstance(prepared, Prepared)
+        for port in prepared.staged:
+            port.unstage()
         await _each(prepared.new_ports, lambda port: port.close())
         for table in prepared.new_tables:
             table.close()
@@ -208,7 +224,10 @@ class Ports:
                 fdb.copy_from(self._fdbs[name])
             fdb.set_aging(prepared.config.bridges[name].aging_time)
         self._ports, self._fdbs, self._vlans = prepared.ports, prepared.fdbs, prepared.vlans
+        self.tunnels.know(self._ports)
         self._names |= {port.handle.ref: name for name, port in self._ports.items()}
+        for port in prepared.staged:
+            port.adopt(prepared.config.ports[port.name])
         await self._publish()
         # from here on: what is flushed can't be learned again by the old tables
         for name, port in self._ports.items():
@@ -219,41 +238,10 @@ class Ports:
             self._set_statics(name, before, prepared)
 
     async def _publish(self) -> None:
-        assert self._config is not None
-        bridges = self._config.bridges
-        indices = {name: index for index, name in enumerate(bridges)}
-        rules = {name: vlan.rules(conf) for name, conf in self._config.ports.items()}
-        with_vlans = {self._config.port_bridge(name) for name, found in rules.items() if found is not None}
-        handles = {name: port.handle for name, port in self._ports.items()}
-        await self._datapath.publish(
-            [
-                PortView(
-                    handles[name],
-                    indices[self._config.port_bridge(name)],
-                    conf.enabled,
-                    conf.mtu or 0,
-                    conf.backpressure_ms if conf.on_full == "backpressure" else 0,
-                    rules[name],
-                    conf.protected,
-                    policy.storm(conf.storm_control),
-                    policy.limit(conf.policing),
-                    policy.limit(conf.shaping),
-                    policy.security(conf.port_security),
-                    *policy.mirrored(name, bridges[self._config.port_bridge(name)]),
-                )
-                for name, conf in self._config.ports.items()
-            ],
-            [
-                BridgeView(
-                    self._fdbs[name],
-                    conf.forward_bpdu,
-                    conf.flood_unknown,
-                    vlans=self._vlans[name] if name in with_vlans else None,
-                    mirrors=policy.mirrors(conf, handles),
-                )
-                for name, conf in bridges.items()
-            ],
-        )
+        """Have the workers forward by what is in force; what is built while another one waits is the newer one."""
+        if self._config is not None:
+            async with self._publishing:
+                await self._datapath.publish(*tables(self._config, self._ports, self._fdbs, self._vlans))
 
     def _forget(self, before: SwitchConfig | None, prepared: Prepared) -> None:
         """Flush the addresses of ports that are gone, or no longer on the bridge or in the VLANs that learned them."""
@@ -261,12 +249,18 @@ class Ports:
             self._names.pop(port.handle.ref, None)
             for fdb in self._fdbs.values():
                 fdb.flush(port=port.handle.ref)
+            if isinstance(port, TunnelledPort) and port.settings.bridge in self._fdbs:
+                port.drop_macs(self._fdbs[port.settings.bridge])
         for name, old in before.ports.items() if before is not None else ():
             if name not in self._ports or _unchanged(before, prepared.config, name):
                 continue
             new = prepared.config.ports[name]
-            if old.bridge in self._fdbs and (new.bridge != old.bridge or vlan.rules(new) != vlan.rules(old)):
+            if old.bridge not in self._fdbs:
+                continue
+            networks = getattr(old, "networks", None), getattr(new, "networks", None)
+            if new.bridge != old.bridge or vlan.rules(new) != vlan.rules(old) or networks[0] != networks[1]:
                 self._fdbs[old.bridge].flush(port=self._ports[name].handle.ref)
+                self.tunnels.changed(self._ports[name], old, new, self._fdbs[old.bridge])
 
     def _set_statics(self, bridge: str, before: SwitchConfig | None, prepared: Prepared) -> None:
         """Bring the static entries of `before`, which the FDB (or its copy) holds, to what the document says now."""
@@ -280,6 +274,7 @@ class Ports:
             # a new FDB may have had no room to copy what is still wanted; a new port has a new reference
             if fdb in prepared.new_tables or port in prepared.new_ports or old.get((vid, mac)) != name:
                 fdb.set_static(_mac_bytes(mac), vid, port.handle.ref)
+        self.tunnels.yield_macs(prepared.config.bridge_ports(bridge) if wanted else [], wanted.keys())
 
     async def retire(self, prepared: object) -> None:
         """Free what the old configuration needed; renew what could not change at once.
@@ -303,7 +298,7 @@ class Ports:
     def port_stats(self, name: str) -> PortStats:
         """Return a port's counters, the switch's view; KeyError."""
         port = self._ports[name]
-        return PortStats(**_stat_values(port.handle.counters()), queues=port.queue_stats())
+        return PortStats(**stat_values(port.handle.counters()), queues=port.queue_stats())
 
     def fdb(self, bridge: str) -> Iterator[FdbEntry]:
         """Iterate over what a bridge has learned or was told; KeyError. It may change, and go, meanwhile."""
@@ -322,8 +317,9 @@ class Ports:
             mac=item.mac,
             vid=item.vid,
             port=self._names[item.port],
-            type=item.type,
+            type="external" if item.type == "static" and item.vtep else item.type,
             age=None if item.type == "static" else float(item.age),
+            remote=self.tunnels.address(item.vtep) if item.vtep else None,
         )
 
     def fdb_flush(
@@ -371,7 +367,7 @@ class Ports:
         """Return counters summed over all ports, and how much there is of everything."""
         sums: Counter[str] = Counter()
         for port in self._ports.values():
-            values = _stat_values(port.handle.counters())
+            values = stat_values(port.handle.counters())
             sums.update({key: value for key, value in values.items() if isinstance(value, int)})
         sums["ports"] = len(self._ports)
         sums["ports_up"] = sum(port.link_up for port in self._ports.values())
@@ -389,10 +385,16 @@ class Ports:
     def queue_perf(self) -> Iterator[QueuePerf]:
         """Iterate over what each running queue that frames are taken from has cost; ports may come and go meanwhile."""
         total = [self._datapath.perf(i).total_cycles for i in range(self._datapath.workers)]
+        for name, polled in self._polled():
+            for queue in polled():
+                yield queue_perf(name, queue, total[queue.worker])
+
+    def _polled(self) -> Iterator[tuple[str, Callable[[], list[PolledQueue]]]]:
+        """Iterate over what has queues that frames are taken from; it may come and go meanwhile."""
         for port in list(self._ports.values()):
             if self._ports.get(port.name) is port:  # else its handle may be gone
-                for queue in port.polled():
-                    yield queue_perf(port.name, queue, total[queue.worker])
+                yield port.name, port.polled
+        yield from self.tunnels.polled()
 
     async def rebalance(self, *, dry_run: bool) -> Rebalance:
         """Measure the queues' loads, and move queues to other workers where that helps. Raises ApplyError."""
@@ -401,17 +403,19 @@ class Ports:
     async def _sample(self) -> Sample:
         """Read what the queues have cost; others have their turn meanwhile."""
         queues: dict[tuple[str, int], QueueSample] = {}
-        for turn, port in enumerate(list(self._ports.values())):
+        for turn, (name, polled) in enumerate(self._polled()):
+            for queue in polled():
+                queues[name, queue.queue] = QueueSample(queue.worker, queue.cycles, queue.pinned)
             if turn % SAMPLED == 0:
                 await asyncio.sleep(0)
-            if self._ports.get(port.name) is port:
-                for queue in port.polled():
-                    queues[port.name, queue.queue] = QueueSample(queue.worker, queue.cycles, queue.pinned)
         perfs = [self._datapath.perf(i) for i in range(self._datapath.workers)]
         return Sample(tuple(perf.busy_cycles for perf in perfs), tuple(perf.total_cycles for perf in perfs), queues)
 
     async def _move_queue(self, port: str, queue: int, worker: int) -> None:
-        await self._ports[port].move_queue(queue, worker)
+        if port in self._ports:
+            await self._ports[port].move_queue(queue, worker)
+        else:
+            await self.tunnels.move_queue(port, queue, worker)
 
     def ready(self) -> bool:
         """Return whether a configuration is in force."""
@@ -431,6 +435,15 @@ class Ports:
         if events and count > len(named):
             self._events.suppress(events[-1], count - len(named))
 
+    def _fdb_of(self, port: str) -> Fdb:
+        """Return the FDB of a port's bridge; KeyError."""
+        assert self._config is not None
+        return self._fdbs[self._config.port_bridge(port)]
+
+    def _flush_vtep(self, number: int) -> None:
+        for fdb in self._fdbs.values():
+            fdb.flush(vtep=number)
+
     def _on_event(self, event: Event) -> None:
         name = self._names.get(event.port)
         if name is None or name not in self._ports:
@@ -442,6 +455,8 @@ class Ports:
                 log.warning("port broken", port=name, detail=event.detail)
                 self._events.publish(BrokenEvent(port=name, bridge=bridge, detail=event.detail))
                 self._ports[name].refresh()
+            case "too_big":
+                self.tunnels.too_big(name, event.vtep)
             case "learned":
                 self._events.publish(LearnedEvent(port=name, bridge=bridge, mac=event.mac, vid=event.vid))
             case "moved":
@@ -483,16 +498,3 @@ def _statics(config: SwitchConfig | None, bridge: str) -> dict[tuple[int, str], 
 
 def _mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
-
-
-def _stat_values(counters: PortCounters) -> dict[str, int | dict[str, int]]:
-    """Return the fields of PortStats but for its queues. rx_errors are the malformed frames among rx_dropped."""
-    return {
-        **counters.values,
-        "rx_dropped": sum(counters.rx_drops.values()),
-        "rx_errors": counters.rx_drops.get("malformed", 0),
-        "tx_dropped": sum(counters.tx_drops.values()),
-        "tx_errors": 0,
-        "rx_drops": counters.rx_drops,
-        "tx_drops": counters.tx_drops,
-    }

@@ -165,7 +165,7 @@ def _cell(value: Any) -> str:
 def _draw_ports(data: Json) -> RenderableType:
     if not data["items"]:
         return Text("no ports: add one with `pvswitch port add NAME`")
-    columns = ("PORT", "BRIDGE", "LINK", "REASON", "MTU", "FEATURES", "SOCKET, INTERFACE OR FILES")
+    columns = ("PORT", "BRIDGE", "LINK", "REASON", "MTU", "FEATURES", "SOCKET, INTERFACE, FILES OR HOSTS")
     return _table(columns, (_port_row(port) for port in data["items"]), numbers=("MTU",))
 
 
@@ -179,7 +179,13 @@ def _port_row(port: Json) -> Iterator[Any]:
     yield port.get("mtu")
     yield " ".join(state.get("features") or ["-"])
     files = " ".join(f"{key}={port[key]}" for key in ("read", "write") if port.get(key))
-    yield port.get("socket") or port.get("ifname") or files or None
+    tunnel = f"{port['local']} -> {_some(port['remotes'])}" if "local" in port else ""
+    yield port.get("socket") or port.get("ifname") or files or tunnel or None
+
+
+def _some(words: list[str], most: int = 3) -> str:
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return f"{' '.join(words[:most]) or '-'}{more}"
 
 
 def _draw_bridges(data: Json) -> RenderableType:
@@ -192,11 +198,12 @@ def _draw_bridges(data: Json) -> RenderableType:
 def _draw_fdb(data: Json) -> RenderableType:
     if not data["items"]:
         return Text("no addresses: nothing was learned yet")
-    columns = ("BRIDGE", "VID", "MAC", "PORT", "TYPE", "AGE")
+    columns = ("BRIDGE", "VID", "MAC", "PORT", "TYPE", "AGE", "REMOTE")
     rows = (
         [
             *(entry[key] for key in ("bridge", "vid", "mac", "port", "type")),
             None if entry.get("age") is None else f"{entry['age']:.0f} s",
+            entry.get("remote"),
         ]
         for entry in data["items"]
     )
@@ -221,6 +228,26 @@ def _draw_vlans(data: Json) -> RenderableType:
         for vlan in data["items"]
     )
     return _table(columns, rows, numbers=("VID", "PACKETS", "BYTES"))
+
+
+def _draw_tunnels(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no tunnels: add one with `pvswitch port add NAME type=vxlan vni=... local=... remotes=...`")
+    columns = ("TUNNEL", "BRIDGE", "TYPE", "LOCAL", "PORT", "VNI", "MTU", "REMOTES", "MACS", "DROPS", "ERROR")
+    return _table(columns, (_tunnel_row(tunnel) for tunnel in data["items"]), numbers=("PORT", "MTU", "MACS"))
+
+
+def _tunnel_row(tunnel: Json) -> Iterator[Any]:
+    yield from (tunnel.get(key) for key in ("name", "bridge", "type", "local", "dst_port"))
+    vni = tunnel.get("vni")
+    yield f"{tunnel['vnis']} by VLAN" if isinstance(vni, dict) else vni
+    yield tunnel.get("mtu")
+    marks = {"static": "", "external": " (external)", "learned": " (learned)"}
+    addresses = {remote["address"]: marks[remote["origin"]] for remote in reversed(tunnel["remotes"])}
+    yield _some([f"{address}{mark}" for address, mark in reversed(addresses.items())])
+    yield tunnel["macs"]
+    yield ", ".join(f"{reason}={count}" for reason, count in tunnel["endpoint"]["drops"].items()) or None
+    yield tunnel.get("error")
 
 
 def _draw_stats(data: Json) -> RenderableType:
@@ -355,6 +382,7 @@ SUBJECTS: dict[str, tuple[Fetch, Draw]] = {
     "bridges": (lambda client, _: _page(client.bridges()), _draw_bridges),
     "fdb": (_fdb, _draw_fdb),
     "vlans": (_vlans, _draw_vlans),
+    "tunnels": (lambda client, _: _page(client.tunnels()), _draw_tunnels),
     "stats": (_stats, _draw_stats),
     "perf": (lambda client, _: _page(client.perf()), _draw_perf),
     "queues": (lambda client, _: _page(client.queue_perf()), _draw_queue_perf),
@@ -367,6 +395,7 @@ NAMED: dict[str, tuple[Fetch, Draw]] = {  # those that can be narrowed to one na
     "bridges": (lambda client, name: _plain(client.bridge(name)), _draw_one),
     "fdb": (_fdb, _draw_fdb),
     "vlans": (_vlans, _draw_vlans),
+    "tunnels": (lambda client, name: _plain(client.tunnel(name)), _draw_one),
     "stats": (lambda client, name: _plain(client.port_stats(name)), _draw_one),
     "revisions": (lambda client, name: _plain(client.revision(int(name))), _draw_config),
 }

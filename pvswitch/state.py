@@ -159,8 +159,11 @@ class FdbEntry(BaseModel):
     mac: str
     vid: int
     port: str
-    type: Literal["dynamic", "static", "sticky"] = Field(description="sticky: learned, by a port that keeps it")
-    age: float | None = Field(None, description="seconds since its last frame; absent for static ones")
+    type: Literal["dynamic", "static", "sticky", "external"] = Field(
+        description="sticky: learned, by a port that keeps it; external: told by a control plane, of a tunnel"
+    )
+    age: float | None = Field(None, description="seconds since its last frame; absent for static and external ones")
+    remote: str | None = Field(None, description="of a tunnel: the host that it is behind")
 
 
 class VlanMember(BaseModel):
@@ -245,3 +248,70 @@ class Rebalance(BaseModel):
     after: WorkerLoads
     applied: bool = Field(description="the moves were made; false for a dry run, and where there are none")
     message: str = Field(description="the same in one sentence; why nothing moves, where nothing does")
+
+
+class TunnelRemote(BaseModel):
+    """Another host of a tunnel."""
+
+    address: str
+    origin: Literal["static", "external", "learned"] = Field(
+        description="the configuration; a control plane by the API; a frame that came from it"
+    )
+    vni: int | None = Field(None, description="of an external one, which is one of this network only")
+
+
+class TunnelEndpoint(BaseModel):
+    """Where packets of tunnels come in: one for all tunnels of a type, local address and UDP port."""
+
+    name: str = Field(description='"vxlan-192.0.2.1-4789"')
+    queues: int = Field(description="sockets, one for each worker; of GRE one")
+    running: int
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    drops: dict[str, int] = Field(default_factory=dict, description="packets that came to no tunnel, by reason")
+
+
+class TunnelInfo(BaseModel):
+    """A tunnel: its networks, who is on them, and how large a frame may be."""
+
+    name: str = Field(description="of the port")
+    bridge: str
+    type: Literal["vxlan", "geneve", "gre"]
+    local: str
+    dst_port: int | None = Field(None, description="UDP; absent for GRE")
+    vni: int | dict[str, int | str] | None = Field(
+        None, description="the network, or VLANs and their networks; of GRE the keys, absent where it has none"
+    )
+    vnis: int = Field(description="how many networks")
+    remotes: list[TunnelRemote] = Field(description="the first ones, where there are very many")
+    remotes_omitted: int = 0
+    macs: int = Field(0, description="addresses that a control plane has told")
+    room: int | None = Field(None, description="the largest Ethernet frame that fits the paths; absent: any does")
+    mtu: int | None = Field(None, description="the same as the size of an L3 packet without tags")
+    endpoint: TunnelEndpoint
+    error: str | None = Field(None, description="what went wrong last when it sent")
+
+
+class TunnelMac(BaseModel):
+    """An address behind a remote, as a control plane has told it."""
+
+    name: str = Field(description='"{vid}/{mac}"')
+    vid: int
+    mac: str
+    remote: str
+
+
+class ExternalRemote(BaseModel):
+    """A remote of one network, as a control plane has told it; or one of the configuration."""
+
+    name: str = Field(description="its address")
+    address: str
+    vni: int
+    origin: Literal["static", "external"]
+
+
+class TunnelChanges(BaseModel):
+    """What a change of a tunnel's remotes and addresses has done: what was there, or gone, already isn't counted."""
+
+    added: int
+    removed: int

@@ -3,8 +3,10 @@
 
 `Ports` holds `SwitchPort`s and knows nothing of sockets, rings or interfaces. The order of a port's life: `bind`
 (everything that can fail), `listen` (others may come to it), any number of `configure` with `renew` behind it where
-that says so, `close`. `tick` is called once a second. Implemented by `vhost_port.py`, `uplink_port.py` and
-`file_port.py`, on the event loop; `UplinkQueues` is what the last two have in common.
+that says so, `close`. Of a change, what can fail and must be there with the new tables is made by `stage`, and taken by
+`adopt` right before they are published. `tick` is called once a second. Implemented by `vhost_port.py`,
+`uplink_port.py`, `file_port.py` and `tunnel_port.py`, on the event loop; `UplinkQueues` is what those of descriptors
+have in common.
 """
 
 from __future__ import annotations
@@ -54,6 +56,17 @@ class SwitchPort(ABC):
     @abstractmethod
     def suits(self, port: AnyPort) -> bool:
         """Return whether this port can take over a changed configuration; otherwise it is replaced as a whole."""
+
+    async def stage(self, port: AnyPort) -> None:
+        """Make what a changed configuration that suits needs and can fail. Raises PvswitchError or OSError."""
+        assert self.suits(port)
+
+    def unstage(self) -> None:  # noqa: B027
+        """Let go of what was staged: it is not to be put in force after all."""
+
+    def adopt(self, port: AnyPort) -> None:
+        """Have the tables that are published next be those of what was staged."""
+        assert self.suits(port)
 
     @abstractmethod
     def configure(self, port: AnyPort) -> bool:

@@ -203,7 +203,7 @@ def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
     match loc:
         case ("bridges" | "ports", _) if isinstance(key, str) and is_name(key):
             here[key] = {}  # others may refer to this name
-        case ("ports", _, "type" | "ifname"):
+        case ("ports", _, "type" | "ifname" | "local" | "vni"):
             for own in [name for name in here if name == "type" or name not in VhostUserPort.model_fields]:
                 del here[own]  # without them it is a port like any other
         case ("bridges", _, "mirrors", _, "output_port" | "output_vlan"):
@@ -220,6 +220,8 @@ def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
             here[which] = f"/{name}/{which}"  # one of them is needed
         case ("ports", _, "queues"):
             here[key] = MAX_PAIRS
+        case ("ports", _, "remotes" | "learning" | "external"):
+            here["external"] = True  # then there may be none
 
 
 def _positions(document: Mapping[Any, Any]) -> Callable[[Loc], tuple[int, ...]]:

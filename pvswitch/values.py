@@ -9,14 +9,15 @@ the place of the value.
 
 from __future__ import annotations
 
+import functools
 import grp
 import ipaddress
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, StringConstraints, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -26,6 +27,8 @@ IFNAME_PATTERN = r"^[^\s/:%]{1,15}$"  # dev_valid_name() of the kernel; a % woul
 ELSEWHERE = object()
 """The context of a validation of what another machine has judged already: its groups need not be here."""
 MAX_VID = 4094  # IEEE 802.1Q-2022, table 9-2: 4095 is reserved; 0 stands for frames in no VLAN
+MAX_VNI = (1 << 24) - 1  # RFC 7348, RFC 8926
+MAX_GRE_KEY = (1 << 32) - 1  # RFC 2890
 MAX_CPU = 1023  # CPU_SETSIZE - 1 of sched_setaffinity(2)
 
 
@@ -170,6 +173,109 @@ def _check_vlans(value: object) -> tuple[int | str, ...]:
     return tuple(found)
 
 
+def _check_host(value: str) -> str:
+    """Return the address of one host, in its shortest form."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        refuse("must be an address like 192.0.2.1 or 2001:db8::1")
+    if address.is_unspecified or address.is_multicast or address == ipaddress.IPv4Address("255.255.255.255"):
+        refuse(f"{address} is not the address of one host: use a unicast address")
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            refuse(f"{address} stands for an IPv4 address: write {address.ipv4_mapped}")
+        if address.is_link_local:
+            refuse(f"{address} means another host on each link: use an address that is routed")
+    return str(address)
+
+
+def _check_tos(value: object) -> object:
+    if value == "inherit" or (type(value) is int and 0 <= value <= 255 and not value & 3):
+        return value
+    refuse("must be `inherit`, or a multiple of 4 from 0 to 252: the DSCP and two bits for ECN, which are the switch's")
+
+
+def _check_checksums(value: object) -> object:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    refuse("must be `auto`, true or false")
+
+
+def _numbers(item: object, top: int, what: str) -> range:
+    """Return what one side of an entry of a map names: a number, or a range in text."""
+    match = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", item) if isinstance(item, str) else None
+    if isinstance(item, int) and not isinstance(item, bool):
+        first = last = item
+    elif match is not None:
+        first, last = int(match[1]), int(match[2] or match[1])
+    else:
+        refuse(f'has {item!r}: {what} are whole numbers, and ranges of them like "100-199"')
+    if not 0 <= first <= last <= top:
+        refuse(f"has {item}: {what} are from 0 to {top}, the lower one of a range first")
+    return range(first, last + 1)
+
+
+def check_networks(top: int, what: str) -> Callable[[object], object]:
+    """Return a check for one virtual network, or for a map from VLANs to them; its keys are text afterwards."""
+
+    def check(value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not 0 <= value <= top:
+                refuse(f"must be from 0 to {top}")
+            return value
+        if not isinstance(value, Mapping):
+            refuse(f'must be a number, or a map of VLANs to {what} like {{10: 10010, "100-199": "10100-10199"}}')
+        if not value:
+            refuse("maps no VLAN: name some, or give one number")
+        return _read_map(value, top, what)
+
+    return check
+
+
+def _read_map(value: Mapping[object, object], top: int, what: str) -> dict[str, int | str]:
+    """Return a map as it is written; no VLAN and no number may be there twice."""
+    found: dict[str, int | str] = {}
+    vids: set[int] = set()
+    numbers: set[int] = set()
+    for key, item in value.items():
+        left, right = _numbers(key, MAX_VID, "VLAN IDs"), _numbers(item, top, what)
+        if len(left) != len(right):
+            refuse(f"has {len(left)} VLANs for {len(right)} {what} in {key}: {item}; make the ranges equally long")
+        if left[0] == 0:
+            refuse("has VLAN 0, which stands for frames in no VLAN: VLAN IDs here are from 1 to 4094")
+        if twice := vids.intersection(left):
+            refuse(f"has VLAN {min(twice)} twice: keep one")
+        if twice := numbers.intersection(right):
+            refuse(f"has {min(twice)} for two VLANs, and what comes in it could be of both: keep one")
+        vids.update(left)
+        numbers.update(right)
+        found[_text(left)] = item if isinstance(item, int) else _text(right)
+    return found
+
+
+def _text(run: range) -> str:
+    return str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _expanded(items: tuple[tuple[str, int | str], ...]) -> tuple[tuple[int, int], ...]:
+    ends = [(key.partition("-"), str(item).partition("-")) for key, item in items]
+    return tuple(
+        sorted(
+            (vid, number)
+            for (first, _, last), (low, _, high) in ends
+            for vid, number in zip(
+                range(int(first), int(last or first) + 1), range(int(low), int(high or low) + 1), strict=True
+            )
+        )
+    )
+
+
+def expand_networks(networks: Mapping[str, int | str]) -> tuple[tuple[int, int], ...]:
+    """Return each VLAN of a checked map with its number, in order. It remembers what it was asked before."""
+    return _expanded(tuple(networks.items()))
+
+
 def choice(known: Sequence[str], later: Sequence[str]) -> Any:
     """Return a validator for a word that chooses between `known`; `later` are those of the contract to come."""
     words = ", ".join(f"`{word}`" for word in known)
@@ -212,3 +318,30 @@ IpNetwork = Annotated[str, Strict(), AfterValidator(_check_network)]
 Netns = Annotated[str, Strict(), AfterValidator(_check_netns)]
 Listen = Annotated[str, Strict(), AfterValidator(_check_listen)]
 Group = Annotated[str, Strict(), AfterValidator(_check_group)]
+HostAddress = Annotated[str, Strict(), AfterValidator(_check_host)]
+Tos = Annotated[
+    Literal["inherit"] | int,
+    BeforeValidator(
+        _check_tos,
+        json_schema_input_type=Literal["inherit"] | Annotated[int, Field(ge=0, le=252, multiple_of=4)],
+    ),
+]
+
+Checksums = Annotated[
+    Literal["auto"] | bool, BeforeValidator(_check_checksums, json_schema_input_type=Literal["auto"] | bool)
+]
+
+
+def _networks(top: int, what: str) -> Any:
+    number = Annotated[int, Field(ge=0, le=top)]
+    runs = Annotated[str, Field(pattern=r"^[0-9]{1,10}(-[0-9]{1,10})?$")]
+    keys = Annotated[str, Field(pattern=r"^[0-9]{1,4}(-[0-9]{1,4})?$")]
+    return BeforeValidator(
+        check_networks(top, what),
+        json_schema_input_type=number
+        | Annotated[dict[keys, number | runs], Field(min_length=1, json_schema_extra={"additionalProperties": False})],
+    )
+
+
+Vnis = Annotated[int | dict[str, int | str], _networks(MAX_VNI, "VNIs")]
+GreKeys = Annotated[int | dict[str, int | str], _networks(MAX_GRE_KEY, "keys")]

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 from pvswitch.datapath import VlanView
-from pvswitch.model import Port
+from pvswitch.model import Port, TunnelPort
 from pvswitch.state import VlanMember
+from pvswitch.values import expand_networks
 
 VIDS = 4096
 _EVERYTHING = VlanView("trunk")
@@ -23,8 +25,15 @@ def expand(ids: Iterable[int | str]) -> Iterator[int]:
         yield from range(int(first), int(last or first) + 1)
 
 
+@functools.lru_cache(maxsize=1024)
+def _mapped(networks: tuple[tuple[str, int | str], ...]) -> VlanView:
+    return VlanView("mapped", 0, frozenset(vid for vid, _ in expand_networks(dict(networks))))
+
+
 def rules(port: Port) -> VlanView | None:
     """Return how a port treats tags; None for a trunk of all VLANs, which is no rule at all."""
+    if isinstance(port, TunnelPort) and isinstance(port.networks, dict):
+        return _mapped(tuple(port.networks.items()))
     mode = port.effective_vlan_mode
     ids = port.cvlans if mode == "dot1q-tunnel" else port.trunks
     found = VlanView(mode, port.tag or 0, frozenset(expand(ids)) or None)
@@ -36,6 +45,8 @@ def member(name: str, found: VlanView | None, vid: int) -> VlanMember | None:
     found = found or _EVERYTHING
     if found.mode in ("access", "dot1q-tunnel"):
         return VlanMember(port=name, tagged=False) if vid == found.tag else None
+    if found.mode == "mapped":
+        return VlanMember(port=name, tagged=False) if found.vlans and vid in found.vlans else None
     native = found.mode != "trunk"
     carried = found.vlans is None or vid in found.vlans
     if vid == 0:
@@ -46,5 +57,10 @@ def member(name: str, found: VlanView | None, vid: int) -> VlanMember | None:
 
 
 def named(ports: Iterable[Port]) -> set[int]:
-    """Return the VLANs that these ports name: their own, and those of their lists of trunks."""
-    return {vid for port in ports for vid in (*expand(port.trunks), *([port.tag] if port.tag is not None else []))}
+    """Return the VLANs that these ports name: their own, those of their lists of trunks, those of a tunnel's map."""
+    found: set[int] = set()
+    for port in ports:
+        found.update(expand(port.trunks), [] if port.tag is None else [port.tag])
+        if (view := rules(port)) is not None and view.mode == "mapped":
+            found.update(view.vlans or ())
+    return found

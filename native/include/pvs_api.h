@@ -30,6 +30,9 @@
 #define PVS_COMMANDS    1024
 #define PVS_MAX_FRAME   65568
 #define PVS_MAX_BURST   64
+#define PVS_MAX_VTEPS   16384
+#define PVS_MAX_SOURCES 64
+#define PVS_UNMAPPED    0xffff
 
 typedef struct pvs_switch pvs_switch;
 typedef struct pvs_port pvs_port;
@@ -37,6 +40,7 @@ typedef struct pvs_fdb pvs_fdb;
 typedef struct pvs_vlan_counters pvs_vlan_counters;
 typedef struct pvs_region pvs_region;
 typedef struct pvs_memory pvs_memory;
+typedef struct pvs_tunnel pvs_tunnel;
 
 /* ---- the switch and its workers ---- */
 
@@ -47,6 +51,7 @@ struct pvs_switch_conf {
     uint32_t polling;   /* enum pvs_polling */
     uint32_t poll_us;   /* how long an empty ring is polled at most before its kick is armed */
     int32_t cpus[16];   /* a processor for each worker, -1 = not pinned */
+    uint64_t seed;      /* keeps senders from aiming at one place in the table of VTEPs */
 };
 
 int pvs_switch_create(const struct pvs_switch_conf *conf, pvs_switch **out);
@@ -69,6 +74,8 @@ int pvs_wake_fd(const pvs_switch *sw);
 void pvs_wake_clear(pvs_switch *sw);
 /* Sequence numbers of finished commands, at most `max`; the result of each (0, a ring's base, or -errno) in `result`. */
 int pvs_reap(pvs_switch *sw, uint64_t *seq, int64_t *result, int max);
+/* A command: when it is finished, what workers saw before it they see no more, and no frame that waits names a VTEP that was unlinked. */
+int64_t pvs_sync(pvs_switch *sw);
 
 /* ---- guest memory ---- */
 
@@ -131,19 +138,25 @@ int pvs_ring_status(const pvs_port *port, uint32_t ring, struct pvs_ring_status 
 uint32_t pvs_port_broken(const pvs_port *port);
 const char *pvs_broken_reason(uint32_t code);
 
-/* ---- uplinks: taps and packet sockets of the kernel, and files ---- */
+/* ---- uplinks: taps and packet sockets of the kernel, files, and the sockets that tunnels end in ---- */
 
 /* A port whose frames go through `queues` descriptors; destroyed as any other. -ENOSPC when all indices are taken. */
 int pvs_uplink_create(pvs_switch *sw, uint32_t queues, pvs_port **out);
 
-/* PVS_FILE: a datagram socket whose other end belongs to who reads and writes a file. It gets finished frames only. */
-enum pvs_uplink_kind { PVS_TAP = 0, PVS_PACKET = 1, PVS_FILE = 2 };
+/*
+ * PVS_FILE: a datagram socket whose other end belongs to who reads and writes a file. It gets finished frames only.
+ * PVS_ENDPOINT: a socket that packets of tunnels come by (UDP, with UDP_GRO or without; of GRE a raw one), with IP_RECVTOS or
+ * IPV6_RECVTCLASS. Its port is on no bridge and isn't published by itself, but with the tunnels that name it.
+ */
+enum pvs_uplink_kind { PVS_TAP = 0, PVS_PACKET = 1, PVS_FILE = 2, PVS_ENDPOINT = 3 };
+enum pvs_tunnel_kind { PVS_VXLAN = 0, PVS_GENEVE = 1, PVS_GRE = 2 };
 struct pvs_uplink_conf {
-    uint32_t kind;  /* enum pvs_uplink_kind */
-    int fd;         /* non-blocking, with a virtio-net header of 10 bytes (PVS_PACKET: and AUXDATA); stays the caller's,
+    uint32_t kind; /* enum pvs_uplink_kind */
+    int fd;        /* non-blocking, with a virtio-net header of 10 bytes (PVS_PACKET: and AUXDATA); stays the caller's,
                        open until the queue is stopped */
-    bool uso;       /* the kernel takes UDP frames to be segmented */
-    int32_t worker; /* who fetches from it; -1: whoever has the fewest */
+    bool uso;      /* the kernel takes UDP frames to be segmented */
+    uint32_t tunnel; /* enum pvs_tunnel_kind, of an endpoint */
+    int32_t worker;  /* who fetches from it; -1: whoever has the fewest */
 };
 int64_t pvs_uplink_start(pvs_port *port, uint32_t queue, const struct pvs_uplink_conf *conf);
 int64_t pvs_uplink_stop(pvs_port *port, uint32_t queue);
@@ -159,6 +172,64 @@ struct pvs_uplink_status {
 };
 int pvs_uplink_status(const pvs_port *port, uint32_t queue, struct pvs_uplink_status *out);
 
+/* ---- tunnels ---- */
+
+/*
+ * The VTEPs that the switch knows, by number: those that control names, and those that tunnels have learned (PVS_EV_VTEP). 0 is
+ * none. An address is 16 bytes, IPv4 as ::ffff:a.b.c.d.
+ */
+struct pvs_vtep_info {
+    uint8_t address[16];
+    bool learned;   /* by a worker: nobody has asked for it */
+    uint32_t age_s; /* seconds since a packet came from it; UINT32_MAX: none has */
+};
+/* The number of an address, which control then owns; -ENOSPC. */
+int pvs_vtep_add(pvs_switch *sw, const uint8_t *address, uint32_t *number);
+/* -ENOENT */
+int pvs_vtep_info(const pvs_switch *sw, uint32_t number, uint64_t now_ns, struct pvs_vtep_info *out);
+/*
+ * To remove one: unlink (its address isn't found any more), pvs_sync, flush the FDBs of it, pvs_sync, free. -ENOENT. No
+ * tunnel may name it by then.
+ */
+int pvs_vtep_unlink(pvs_switch *sw, uint32_t number);
+int pvs_vtep_free(pvs_switch *sw, uint32_t number);
+
+/* A virtual network of a tunnel. */
+struct pvs_segment_conf {
+    uint32_t vni; /* of GRE: the key */
+    uint16_t vid; /* the VLAN whose frames it carries, without their tag; PVS_UNMAPPED: all that the port carries */
+};
+
+struct pvs_tunnel_conf {
+    uint32_t kind;       /* enum pvs_tunnel_kind */
+    pvs_port *endpoint;  /* what its packets come by */
+    bool ipv6;           /* the underlay */
+    bool no_key;         /* GRE without a key; its one segment's VNI counts for nothing */
+    bool learning;       /* addresses behind VTEPs are learned, of any VTEP */
+    bool too_big;        /* who sends what doesn't fit is told by ICMP */
+    bool segmentation;   /* its sockets take UDP_SEGMENT */
+    int32_t tos;         /* of the outer header: DSCP << 2; -1: the inner one's. ECN always is as RFC 6040 says */
+    uint16_t dst_port;   /* UDP, host order */
+    uint32_t n_sockets;  /* up to PVS_MAX_SOURCES, */
+    const int *sockets;  /* non-blocking, which it sends by; open until no published tables name the tunnel */
+    uint32_t n_segments; /* one, unmapped; or up to 4,094, each with a VLAN */
+    const struct pvs_segment_conf *segments;
+};
+/* A port without queues, for a tunnel; destroyed as any other. -ENOSPC */
+int pvs_tunnel_port_create(pvs_switch *sw, pvs_port **out);
+/* What a port becomes a tunnel by, when it is published with it. The endpoint's port must outlive it. -EINVAL, -ENOMEM */
+int pvs_tunnel_create(pvs_switch *sw, const struct pvs_tunnel_conf *conf, pvs_tunnel **out);
+/* It must be out of the published tables. */
+void pvs_tunnel_destroy(pvs_tunnel *tunnel);
+/*
+ * Where segment number `segment` floods to; and whose packets are taken, besides these, of a tunnel that doesn't learn. Numbers of VTEPs.
+ * A command: it may be given at any time, before the tunnel is published and after.
+ */
+int64_t pvs_tunnel_set_remotes(pvs_tunnel *tunnel, uint32_t segment, const uint16_t *flood, uint32_t n_flood,
+                               const uint16_t *others, uint32_t n_others);
+/* errno of what went wrong last when it sent, 0 = nothing has. */
+uint32_t pvs_tunnel_error(const pvs_tunnel *tunnel);
+
 /* ---- tables: what decide() reads, published as a whole ---- */
 
 /* A port's VLANs; `vlan_mode` of Open vSwitch. */
@@ -168,6 +239,7 @@ enum pvs_vlan_mode {
     PVS_VLAN_NATIVE_TAGGED,   /* a trunk; untagged frames that come in are of its own VLAN, */
     PVS_VLAN_NATIVE_UNTAGGED, /* and those of it go out untagged */
     PVS_VLAN_DOT1Q_TUNNEL, /* all that comes in gets an 802.1ad tag of its own VLAN, which is taken off what goes out */
+    PVS_VLAN_MAPPED,       /* of a tunnel: untagged frames, of the VLAN that their segment is mapped to */
 };
 
 /* A token bucket: so many units in a second on average, so many at once. 0 a second: there is no limit. */
@@ -185,9 +257,12 @@ struct pvs_port_conf {
     pvs_port *port;
     uint16_t bridge; /* index into the bridges of the same tables */
     bool enabled;
-    uint32_t mtu;                   /* L3 bytes; 0 = not enforced */
-    uint32_t backpressure_ms;       /* how long known unicast waits for a full receiver; 0 = it is dropped */
-    bool isolated;                  /* from other isolated ports */
+    uint32_t mtu;             /* L3 bytes; 0 = not enforced */
+    uint32_t backpressure_ms; /* how long known unicast waits for a full receiver; 0 = it is dropped */
+    bool isolated;            /* from other isolated ports */
+    uint32_t mesh;            /* 1 to 31: a number on its bridge, apart from other ports with the same one; 0: none */
+    pvs_tunnel *tunnel;       /* NULL: it isn't one */
+    uint32_t room;            /* of a tunnel: the largest frame that fits its underlay; 0 = any does */
     uint32_t mirror_in, mirror_out; /* the mirrors of its bridge that want what comes in by it, and goes out: bits */
     struct pvs_limit storm[3];      /* frames: broadcast, multicast, unknown unicast */
     struct pvs_limit policing;      /* bytes that come in: what is more is dropped */
@@ -236,14 +311,15 @@ struct pvs_fdb_item {
     uint16_t vid;
     uint32_t port_ref;
     uint32_t age_s; /* seconds since last seen; 0 for a static entry */
+    uint16_t vtep;  /* behind this one; 0: behind none */
     bool is_static;
     bool is_sticky; /* learned, by a port that keeps it */
 };
 struct pvs_fdb_filter { /* what a flush removes: all fields given must match; static entries stay */
-    bool by_port, by_vid, by_mac, by_sticky;
+    bool by_port, by_vid, by_mac, by_sticky, by_vtep;
     bool sticky; /* only those of ports that keep them; or only others */
     uint32_t port_ref;
-    uint16_t vid;
+    uint16_t vid, vtep;
     uint8_t mac[6];
 };
 /* `aging_s` 0 = never. `seed` keeps guests from aiming at one bucket. */
@@ -251,7 +327,7 @@ int pvs_fdb_create(uint32_t limit, uint32_t aging_s, uint64_t seed, pvs_fdb **ou
 void pvs_fdb_destroy(pvs_fdb *fdb);
 void pvs_fdb_set_aging(pvs_fdb *fdb, uint32_t aging_s);
 /* -ENOSPC when only static entries are left to evict. */
-int pvs_fdb_set_static(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t port_ref);
+int pvs_fdb_set_static(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t port_ref, uint16_t vtep);
 /* Removes an entry of either kind; -ENOENT. */
 int pvs_fdb_remove(pvs_fdb *fdb, const uint8_t *mac, uint16_t vid);
 int pvs_fdb_flush(pvs_fdb *fdb, const struct pvs_fdb_filter *filter);
@@ -286,7 +362,8 @@ struct pvs_punt {
 /* The next punted frame: its length, 0 when none waits; -EMSGSIZE (and kept) when `cap` is too small. */
 int pvs_punt_next(pvs_switch *sw, struct pvs_punt *punt, uint8_t *frame, uint32_t cap);
 
-enum pvs_event_kind { PVS_EV_LEARNED = 1, PVS_EV_MOVED = 2, PVS_EV_BROKEN = 3 };
+/* VTEP: a tunnel has learned one. TOO_BIG: the kernel refused a packet to one, since it doesn't fit its path. */
+enum pvs_event_kind { PVS_EV_LEARNED = 1, PVS_EV_MOVED = 2, PVS_EV_BROKEN = 3, PVS_EV_VTEP = 4, PVS_EV_TOO_BIG = 5 };
 struct pvs_event {
     uint64_t time_ns;
     uint32_t kind; /* enum pvs_event_kind */
@@ -294,6 +371,7 @@ struct pvs_event {
     uint32_t detail; /* MOVED: the old port's ref; BROKEN: a code of pvs_broken_reason() */
     uint16_t vid;
     uint8_t mac[6];
+    uint16_t vtep; /* where an address is now; which it is about */
 };
 /* 1 and the next event, or 0. */
 int pvs_event_next(pvs_switch *sw, struct pvs_event *event);

@@ -15,6 +15,8 @@
 
 enum pvs_op {
     PVS_OP_PUBLISH,
+    PVS_OP_SYNC,
+    PVS_OP_REMOTES,
     PVS_OP_INJECT,
     PVS_OP_RING_START, /* from here on: about a queue */
     PVS_OP_RING_STOP,
@@ -39,6 +41,7 @@ struct pvs_command {
             struct pvs_tables *tables; /* to publish; after completion: to free */
             struct pvs_tables *old;
         } publish;
+        struct pvs_remotes *remotes; /* to free after completion */
         struct {
             struct pvs_queue *queue;
             uint32_t worker; /* whose part it is; the others only cross a burst boundary */

@@ -66,10 +66,13 @@ static void
 uplink_stop(struct pvs_worker *w, struct pvs_uplink *u)
 {
     /* some may have waited for their receiver */
-    pvs_drop_received(w, &u->queue, u->in->frame + u->done, u->n - u->done, PVS_DROP_link_down);
+    pvs_drop_received(w, u->queue.port, u->in->frame + u->done, u->n - u->done, PVS_DROP_link_down);
     pvs_count(&u->rx_packets, w->taken_packets);
     pvs_count(&u->rx_bytes, w->taken_bytes);
     u->done = u->n;
+    if (u->kind == PVS_ENDPOINT) /* nor will the rest of them be looked at */
+        pvs_count(&u->queue.port->counters[w->index]->rx_drop[PVS_DROP_link_down],
+                  u->in->n_messages - u->in->message_at);
     if (u->queue.active)
         pvs_queue_deactivate(w, &u->queue);
     if (!atomic_load_explicit(&u->queue.running, memory_order_relaxed))
@@ -111,10 +114,24 @@ adopt(struct pvs_worker *w, struct pvs_queue *queue)
         epoll_ctl(w->epoll_fd, EPOLL_CTL_MOD, fd, &watch);
     queue->rested_ns = 0;
     pvs_queue_activate(w, queue);
+    if (queue->kind == PVS_QUEUE_UPLINK && pvs_uplink_of(queue)->kind == PVS_ENDPOINT)
+        pvs_endpoint_forget(pvs_uplink_of(queue), w->vteps); /* as those did who had theirs */
     if (queue->kind == PVS_QUEUE_RING) { /* its call descriptor may have been replaced while nobody had it */
         pvs_ring_of(queue)->call_owed = true;
         pvs_ring_want_notify(w, pvs_ring_of(queue));
     }
+}
+
+/* What waits here must not name VTEPs that have been unlinked: their numbers will be others'. */
+static void
+forget_vteps(struct pvs_worker *w)
+{
+    for (uint32_t i = 0; i < w->n_active; i++) {
+        struct pvs_queue *queue = w->active[i];
+        if (queue->kind == PVS_QUEUE_UPLINK && pvs_uplink_of(queue)->kind == PVS_ENDPOINT)
+            pvs_endpoint_forget(pvs_uplink_of(queue), w->vteps);
+    }
+    pvs_shapers_forget(w);
 }
 
 static int64_t
@@ -136,7 +153,7 @@ inject(struct pvs_worker *w, struct pvs_command *command)
     if (command->inject.direction == PVS_INGRESS)
         pvs_forward_injected(w, frame);
     else
-        pvs_deliver(w, view, frame, NULL);
+        pvs_deliver(w, view, frame, (struct pvs_toward){ .vid = frame->parsed.vid }, NULL);
     pvs_worker_send(w); /* its bytes go with the command */
     return 0;
 }
@@ -150,6 +167,11 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
     switch (command->op) {
     case PVS_OP_PUBLISH:
         w->tables = command->publish.tables;
+        break;
+    case PVS_OP_SYNC:
+        forget_vteps(w);
+        break;
+    case PVS_OP_REMOTES:
         break;
     case PVS_OP_RING_START:
         if (own)

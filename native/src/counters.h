@@ -41,6 +41,7 @@
     X(vlan_filtered)        /* the port, or the receiver's, isn't a member of the frame's VLAN, or its tags are refused */ \
     X(mirror_output)        /* by, or for, a port that is the output of a mirror */                  \
     X(isolated)             /* between two protected ports */                                        \
+    X(split_horizon)        /* between two tunnels of one mesh */                                    \
     X(port_security)        /* the sender may not be on this port, or says to be somebody else */     \
     X(storm_control)        /* more broadcast, multicast or unknown unicast than the port may send */ \
     X(policed)              /* more than the port may send */                                        \
@@ -50,7 +51,12 @@
     X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */  \
     X(uplink_tx_full)       /* the kernel had no room to send it by the interface */                 \
     X(uplink_rx_full)       /* the kernel received it, and had no room until it was fetched */       \
-    X(uplink_refused)       /* the kernel would not send it */
+    X(uplink_refused)       /* the kernel would not send it */                                       \
+    X(no_route)             /* the host knows no way to a tunnel's remote VTEP */                    \
+    X(tunnel_malformed)     /* the header of a tunnel's packet is cut short, or asks for what isn't understood */ \
+    X(tunnel_ecn)           /* its way has marked congestion, and who sent the frame can't be told (RFC 6040) */ \
+    X(unknown_vni)          /* no tunnel has the network that a packet names */                      \
+    X(unknown_vtep)         /* a tunnel that doesn't learn was sent something by none of its remotes */
 /* clang-format on */
 
 enum pvs_counter {

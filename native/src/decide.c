@@ -11,18 +11,27 @@ drop_frame(struct pvs_verdict *v, enum pvs_drop reason)
     v->n_egress = 0;
 }
 
+__attribute__((noinline)) bool
+pvs_fits_tunnel(const struct pvs_frame *frame, const struct pvs_port_view *out, const struct pvs_edit *edit)
+{
+    int32_t longer = (edit->push ? PVS_VLAN_HLEN : 0) - edit->cut;
+
+    return out->tunnel != NULL &&
+           pvs_pieces_fit(frame, longer, pvs_tunnel_room(out, (uint32_t)(frame->parsed.l3_offset + longer)));
+}
+
 static void
 add_copy(const struct pvs_frame *frame, const struct pvs_port_view *out, enum pvs_form form, enum pvs_drop drop,
          struct pvs_verdict *v)
 {
-    if (drop == PVS_DROP_none && !pvs_fits_mtu(frame, out->mtu))
+    if (drop == PVS_DROP_none && !pvs_fits(frame, out, &v->place.form[form]))
         drop = PVS_DROP_mtu_exceeded;
     v->egress[v->n_egress++] =
         (struct pvs_egress){ .port = (uint16_t)pvs_ref_index(out->ref), .form = (uint8_t)form, .drop = (uint8_t)drop };
 }
 
 /*
- * To each of these but the one it came from. A port without a link, one that is isolated from the sender, or that doesn't take
+ * To each of these but the one it came from. A port without a link, one that is kept apart from the sender, or that doesn't take
  * what lies behind the VLAN's tag, is no party to a flood: not a drop.
  */
 static void
@@ -34,7 +43,7 @@ flood_to(const struct pvs_frame *frame, const struct pvs_tables *tables, const u
     for (uint32_t i = 0; i < n; i++) {
         const struct pvs_port_view *out = &tables->port[member[i]];
         enum pvs_form form;
-        if (out != in && pvs_has_link(out) && !(in->isolated && out->isolated) &&
+        if (out != in && pvs_has_link(out) && (in->apart & out->apart) == 0 &&
             pvs_vlan_leave(out->vlan, &v->place, &form))
             add_copy(frame, out, form, PVS_DROP_none, v);
     }
@@ -72,18 +81,28 @@ storm_allows(const struct pvs_port_view *in, enum pvs_storm class, const struct 
 static bool
 stays(const struct pvs_fdb *fdb, const struct pvs_fdb_hit *hit)
 {
-    return hit->is_static || pvs_fdb_is_sticky(fdb, hit->port_ref);
+    return hit->is_static || pvs_fdb_is_sticky(fdb, (uint32_t)hit->at);
+}
+
+/* Where the frame's sender is. 0: it isn't to be learned, since its tunnel doesn't learn, or its VTEP has no number yet. */
+static uint64_t
+sender_at(const struct pvs_frame *frame, const struct pvs_port_view *in)
+{
+    if (in->tunnel == NULL)
+        return frame->in_ref;
+    return in->tunnel->learning && frame->vtep != 0 ? PVS_FDB_AT(frame->in_ref, frame->vtep) : 0;
 }
 
 static void
-learning(const struct pvs_frame *frame, const struct pvs_bridge_view *bridge, uint32_t now_s, struct pvs_verdict *v)
+learning(const struct pvs_frame *frame, const struct pvs_port_view *in, const struct pvs_bridge_view *bridge,
+         uint32_t now_s, struct pvs_verdict *v)
 {
-    uint64_t src = frame->parsed.src;
+    uint64_t src = frame->parsed.src, at = sender_at(frame, in);
 
-    if (src == 0 || pvs_mac_is_group(src))
+    if (src == 0 || pvs_mac_is_group(src) || at == 0)
         return;
     struct pvs_fdb_hit hit = pvs_fdb_find(bridge->fdb, src, v->place.vid, now_s);
-    bool elsewhere = hit.state != PVS_FDB_UNKNOWN && hit.port_ref != frame->in_ref;
+    bool elsewhere = hit.state != PVS_FDB_UNKNOWN && !pvs_fdb_same(hit.at, at);
     if (elsewhere && stays(bridge->fdb, &hit))
         return;
     v->fresh_needed = hit.state == PVS_FDB_UNKNOWN || elsewhere;
@@ -100,7 +119,7 @@ sender_allowed(const struct pvs_frame *frame, const struct pvs_port_view *in, co
     if (rules == NULL || frame->injected)
         return true;
     struct pvs_fdb_hit hit = pvs_fdb_find(bridge->fdb, frame->parsed.src, v->place.vid, now_s);
-    if (hit.port_ref == frame->in_ref) /* it counts as one of them for as long as it is there, grown old or not */
+    if ((uint32_t)hit.at == frame->in_ref) /* it counts as one of them for as long as it is there, grown old or not */
         return true;
     if (hit.state != PVS_FDB_UNKNOWN && stays(bridge->fdb, &hit))
         return false;
@@ -114,29 +133,39 @@ forward(const struct pvs_frame *frame, const struct pvs_tables *tables, const st
 {
     const struct pvs_port_view *in = &tables->port[pvs_ref_index(frame->in_ref)];
     struct pvs_fdb_hit hit = pvs_fdb_find(bridge->fdb, frame->parsed.dst, v->place.vid, now.s);
-    const struct pvs_port_view *out = &tables->port[pvs_ref_index(hit.port_ref)];
+    const struct pvs_port_view *out = &tables->port[pvs_ref_index((uint32_t)hit.at)];
 
-    if (hit.state == PVS_FDB_UNKNOWN || out->ref != hit.port_ref || out->bridge != v->bridge) {
+    if (hit.state == PVS_FDB_UNKNOWN || out->ref != (uint32_t)hit.at || out->bridge != v->bridge) {
         if (!bridge->flood_unknown)
             drop_frame(v, PVS_DROP_no_destination);
         else if (storm_allows(in, PVS_STORM_UNKNOWN, frame, now.ns, v))
             flood(frame, tables, bridge, v);
-    } else if (hit.port_ref == frame->in_ref) {
+    } else if ((uint32_t)hit.at == frame->in_ref) {
         drop_frame(v, PVS_DROP_same_port);
     } else {
         enum pvs_form form;
         enum pvs_drop drop = PVS_DROP_none;
         if (!pvs_vlan_leave(out->vlan, &v->place, &form))
             drop = PVS_DROP_vlan_filtered;
-        if (out->isolated && in->isolated)
-            drop = PVS_DROP_isolated;
+        if ((out->apart & in->apart) != 0)
+            drop = out->isolated && in->isolated ? PVS_DROP_isolated : PVS_DROP_split_horizon;
         if (out->mirrored_to)
             drop = PVS_DROP_mirror_output;
         if (!pvs_has_link(out))
             drop = PVS_DROP_link_down;
         add_copy(frame, out, form, drop, v);
         v->known = true;
+        v->vtep = (uint16_t)(hit.at >> 32);
     }
+}
+
+/* Is a tunnel's frame from one of its remotes, if it asks for that? */
+static bool
+takes_sender(const struct pvs_frame *frame, struct pvs_tunnel *tunnel, const struct pvs_vlan_place *place)
+{
+    struct pvs_segment *segment = pvs_tunnel_segment(tunnel, place->vid);
+
+    return segment != NULL && pvs_tunnel_takes(tunnel, segment, frame->vtep);
 }
 
 /* Does the port take the frame? It is in its VLAN then. */
@@ -150,6 +179,8 @@ let_in(const struct pvs_frame *frame, const struct pvs_port_view *in, uint64_t n
     } else if (!pvs_vlan_enter(in->vlan, frame, &v->place)) {
         pvs_vlan_enter_tagged(frame, &v->place); /* who watches drops is to see it as it came */
         drop = PVS_DROP_vlan_filtered;
+    } else if (in->tunnel != NULL && !frame->injected && !takes_sender(frame, in->tunnel, &v->place)) {
+        drop = PVS_DROP_unknown_vtep;
     } else if (in->security != NULL && !frame->injected && !pvs_security_allows(in->security, frame)) {
         drop = PVS_DROP_port_security;
     } else if (in->policy != NULL && in->policy->policing.unit != 0) {
@@ -187,7 +218,7 @@ decide(const struct pvs_frame *frame, const struct pvs_tables *tables, struct pv
             drop_frame(v, PVS_DROP_port_security);
             return;
         }
-        learning(frame, bridge, now.s, v);
+        learning(frame, in, bridge, now.s, v);
     }
     if (!pvs_mac_is_group(dst)) {
         forward(frame, tables, bridge, now, v);
@@ -209,6 +240,7 @@ pvs_decide(const struct pvs_frame *frame, const struct pvs_tables *tables, struc
     v->storm = 0;
     v->bridge = in->bridge;
     v->n_egress = 0;
+    v->vtep = 0;
     if (!in->enabled) {
         drop_frame(v, PVS_DROP_link_down);
         return;

@@ -17,16 +17,20 @@
 #include "frame.h"
 #include "mirror.h"
 #include "policy.h"
+#include "offload.h"
 #include "security.h"
+#include "tunnel.h"
 #include "vlan.h"
 
 /* A port as the tables know it, at its index. ref 0: no such port. */
 struct pvs_port_view {
     uint32_t ref;
-    uint32_t mtu; /* 0 = not enforced */
-    uint16_t bridge;
+    uint32_t mtu;    /* 0 = not enforced; of a tunnel that has bounds: 1, so that they are looked at */
+    uint16_t bridge; /* PVS_NO_BRIDGE: an endpoint of tunnels */
     bool enabled;
-    bool isolated;    /* from other isolated ports */
+    bool isolated; /* from other isolated ports */
+    uint32_t
+        apart; /* it gets nothing that came by a port with one of the same bits: those of meshes, and bit 0 of isolated ports */
     bool mirrored_to; /* only mirrors send to it, and what comes by it is dropped */
     bool steady;      /* what becomes of a frame becomes of the next one with the same addresses and tags, too */
     bool plain;       /* and nothing is to be looked at but link and MTU */
@@ -38,7 +42,12 @@ struct pvs_port_view {
     const struct pvs_policy *policy;     /* NULL: no limits */
     const struct pvs_security *security; /* NULL: any sender */
     struct pvs_meters *meters;           /* what has been used of them */
+    struct pvs_tunnel *tunnel;           /* NULL: it isn't one */
+    uint32_t room, tunnel_mtu;           /* of a tunnel: bytes of a frame, and its L3 bytes; 0 = any */
+    const struct pvs_demux *demux;       /* of an endpoint */
 };
+
+enum { PVS_NO_BRIDGE = PVS_MAX_BRIDGES };
 
 struct pvs_bridge_view {
     struct pvs_fdb *fdb;
@@ -74,6 +83,7 @@ struct pvs_tables {
     struct pvs_mirror *mirrors;      /* what the bridges' `mirror` point to */
     uint64_t *macs;
     struct pvs_network *networks;
+    struct pvs_demux *demuxes; /* what the endpoints' `demux` point to, in a list */
 };
 
 /* One copy: to `port`, or not, because of `drop`. */
@@ -95,6 +105,7 @@ struct pvs_verdict {
     uint8_t storm; /* enum pvs_storm, plus 1, that is to be charged; 0 = none */
     bool known;    /* unicast to one port that the FDB knows: it may wait for a full receiver */
     uint16_t bridge;
+    uint16_t vtep;               /* of known unicast to a tunnel: behind which; 0 = to all */
     struct pvs_vlan_place place; /* its VLAN, and what its forms are */
     uint32_t n_egress;           /* copies; those of mirrors are the last */
     struct pvs_egress egress[PVS_MAX_EGRESS];
@@ -106,6 +117,16 @@ static inline const struct pvs_edit *
 pvs_verdict_edit(const struct pvs_verdict *verdict, const struct pvs_egress *egress)
 {
     return egress->form < PVS_FORMS ? &verdict->place.form[egress->form] : &verdict->mirrored[egress->form - PVS_FORMS];
+}
+
+/* The VLAN of a copy; mirrors may have moved theirs to another one. */
+static inline uint16_t
+pvs_verdict_vid(const struct pvs_verdict *verdict, const struct pvs_tables *tables, const struct pvs_egress *egress)
+{
+    if (egress->form < PVS_FORMS)
+        return verdict->place.vid;
+    const struct pvs_mirror *m = &tables->bridge[verdict->bridge].mirror[(egress->form - PVS_FORMS) / PVS_FORMS];
+    return m->out_ref != 0 ? verdict->place.vid : m->vid;
 }
 
 /* Can a port's guest receive? */
@@ -138,6 +159,25 @@ pvs_fits_mtu(const struct pvs_frame *frame, uint32_t mtu)
         return true;
     uint32_t len = r->gso_type != VIRTIO_NET_HDR_GSO_NONE ? (uint32_t)r->hdr_len + r->gso_size : frame->len;
     return len - frame->parsed.l3_offset <= mtu;
+}
+
+/* The largest frame that a tunnel carries, of one whose L3 header begins there. */
+static inline uint32_t
+pvs_tunnel_room(const struct pvs_port_view *out, uint32_t l3_offset)
+{
+    uint32_t room = out->room != 0 ? out->room : PVS_MAX_FRAME;
+
+    return out->tunnel_mtu != 0 && out->tunnel_mtu + l3_offset < room ? out->tunnel_mtu + l3_offset : room;
+}
+
+/* Does a frame that will have been edited fit a tunnel? False for other ports. */
+bool pvs_fits_tunnel(const struct pvs_frame *frame, const struct pvs_port_view *out, const struct pvs_edit *edit);
+
+/* The same for a port of any kind. */
+static inline bool
+pvs_fits(const struct pvs_frame *frame, const struct pvs_port_view *out, const struct pvs_edit *edit)
+{
+    return pvs_fits_mtu(frame, out->mtu) || pvs_fits_tunnel(frame, out, edit);
 }
 
 #endif

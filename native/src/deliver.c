@@ -255,6 +255,8 @@ pvs_worker_send(struct pvs_worker *w)
 {
     struct pvs_outbox *box = &w->outbox;
 
+    if (w->tunnel_outbox.n_packets != 0)
+        pvs_tunnels_send(w);
     while (box->sent < box->n) {
         enum pvs_drop drop = send_some(w);
         if (drop == PVS_DROP_none)
@@ -323,9 +325,13 @@ choose_queue(struct pvs_port *port, const struct pvs_frame *frame)
 }
 
 bool
-pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame,
+pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame, struct pvs_toward to,
             struct pvs_queue *from)
 {
+    if (out->tunnel != NULL) {
+        pvs_deliver_to_tunnel(w, out, frame, to);
+        return true;
+    }
     struct pvs_queue *queue = choose_queue(out->port, frame);
 
     if (queue == NULL) {
@@ -357,10 +363,29 @@ pvs_edited(struct pvs_worker *w, uint32_t number, const struct pvs_edit *edit)
     return e->n++;
 }
 
+/* Has a shaper taken the copy, or a tunnel? */
+static __attribute__((noinline)) bool
+take_elsewhere(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame,
+               const struct pvs_egress *egress)
+{
+    const struct pvs_verdict *v = &w->verdict;
+    struct pvs_toward to = { 0 };
+
+    if (out->tunnel != NULL)
+        to =
+            (struct pvs_toward){ pvs_verdict_vid(v, w->tables, egress), v->known && egress == v->egress ? v->vtep : 0 };
+    if (pvs_is_shaped(out) && !pvs_shaper_passes(w, out, frame, to))
+        return true;
+    if (out->tunnel != NULL)
+        pvs_deliver_to_tunnel(w, out, frame, to);
+    return out->tunnel != NULL;
+}
+
 bool
 pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint32_t number,
-                     const struct pvs_edit *edit, struct pvs_queue *from)
+                     const struct pvs_egress *egress, struct pvs_queue *from)
 {
+    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress);
     const struct pvs_frame *base = w->source;
 
     if (!pvs_edit_is_nothing(edit)) {
@@ -368,15 +393,16 @@ pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint
         base = w->edited.frame;
     }
     const struct pvs_frame *frame = &base[number];
-    if (pvs_is_shaped(out)) {
-        from = NULL; /* what is too much for it waits with the shaper, not with its sender */
-        if (!pvs_shaper_passes(w, out, frame))
+    if (!out->plain) {
+        if (take_elsewhere(w, out, frame, egress))
             return true;
+        from =
+            pvs_is_shaped(out) ? NULL : from; /* what is too much for it waits with the shaper, not with its sender */
     }
     struct pvs_queue *queue = choose_queue(out->port, frame);
     if (queue == NULL || queue->kind == PVS_QUEUE_UPLINK || (from != NULL && out->backpressure_ns != 0) ||
         (frame->request.checksum && !pvs_request_taken(frame, pvs_ring_of(queue)->offloads)))
-        return pvs_deliver(w, out, frame, from);
+        return pvs_deliver(w, out, frame, (struct pvs_toward){ 0 }, from);
     struct pvs_destination *d = destination(w, out, pvs_ring_of(queue), base);
     if (d->n == PVS_BURST) /* mirrors may give a port more copies than there are frames */
         deliver_list(w, d, true);

@@ -14,16 +14,17 @@
 #define KEY_STATIC (1ULL << 63)
 #define KEY_VALID  (1ULL << 62) /* so that no key is zero */
 #define NS_PER_S   1000000000ULL
+#define QUEUED     48
+#define AT         ((1ULL << QUEUED) - 1)
 #define LARGE      1024 /* entries and their buckets: 40 KiB */
 
 /* The fields that readers without the lock look at are atomic, relaxed: the bucket's sequence number orders them. */
 struct entry {
-    _Atomic uint64_t key;  /* 0 = free; else VALID | vid << 48 | mac, STATIC */
-    _Atomic uint32_t next; /* in the bucket's chain, or in the free list */
-    _Atomic uint32_t port_ref;
+    _Atomic uint64_t key;   /* 0 = free; else VALID | vid << 48 | mac, STATIC */
+    _Atomic uint64_t at;    /* PVS_FDB_AT; above it (QUEUED) the stamp's lower half when it was put at its list's end */
+    _Atomic uint32_t next;  /* in the bucket's chain, or in the free list */
     _Atomic uint32_t stamp; /* second in which it was last seen */
-    uint32_t queued;        /* the stamp when it was put at its list's end; writer only, as all below */
-    uint32_t older, newer;  /* neighbours in its port's list */
+    uint32_t older, newer;  /* neighbours in its port's list; writer only */
 };
 _Static_assert(sizeof(struct entry) == 32, "two entries in a cache line");
 
@@ -114,6 +115,18 @@ is_static(const struct entry *e)
     return (atomic_load_explicit(&e->key, memory_order_relaxed) & KEY_STATIC) != 0;
 }
 
+static inline uint64_t
+where(const struct entry *e)
+{
+    return atomic_load_explicit(&e->at, memory_order_relaxed) & AT;
+}
+
+static uint32_t
+port_of(const struct entry *e)
+{
+    return (uint32_t)where(e);
+}
+
 /* relaxed: an entry may be judged by what was true of its port a moment ago */
 static bool
 sticky(const struct pvs_fdb *fdb, uint32_t port_ref)
@@ -133,16 +146,23 @@ too_old(const struct pvs_fdb *fdb, uint32_t port_ref, uint32_t stamp, uint32_t n
 static bool
 entry_too_old(const struct pvs_fdb *fdb, const struct entry *e, uint32_t now_s)
 {
-    return too_old(fdb, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
-                   atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s);
+    return too_old(fdb, port_of(e), atomic_load_explicit(&e->stamp, memory_order_relaxed), now_s);
 }
 
 /* ---- reading ---- */
 
 struct found {
-    uint32_t index, port_ref, stamp;
+    uint32_t index, stamp;
+    uint64_t at; /* PVS_FDB_AT, and above it what is nobody else's */
     bool is_static;
 };
+
+static void
+entry_put(struct entry *e, uint64_t at, uint32_t stamp)
+{
+    atomic_store_explicit(&e->at, at, memory_order_relaxed);
+    atomic_store_explicit(&e->stamp, stamp, memory_order_relaxed);
+}
 
 /* One attempt at a chain; the caller checks the sequence number. The step limit ends a walk led astray by a writer. */
 static inline struct found
@@ -153,8 +173,8 @@ chain_scan(const struct pvs_fdb *fdb, const struct pvs_fdb_bucket *b, uint64_t k
         const struct entry *e = &fdb->entry[i];
         uint64_t k = atomic_load_explicit(&e->key, memory_order_relaxed);
         if ((k & ~KEY_STATIC) == key)
-            return (struct found){ i, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
-                                   atomic_load_explicit(&e->stamp, memory_order_relaxed), (k & KEY_STATIC) != 0 };
+            return (struct found){ i, atomic_load_explicit(&e->stamp, memory_order_relaxed),
+                                   atomic_load_explicit(&e->at, memory_order_relaxed), (k & KEY_STATIC) != 0 };
         i = atomic_load_explicit(&e->next, memory_order_relaxed);
     }
     return (struct found){ .index = NIL };
@@ -182,18 +202,18 @@ find(const struct pvs_fdb *fdb, uint64_t key)
 }
 
 enum pvs_fdb_state
-pvs_fdb_look(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint32_t now_s, uint32_t *port_ref,
+pvs_fdb_look(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint32_t now_s, uint64_t *at,
              bool *is_static)
 {
     struct found f = find_in(fdb, place->bucket, place->key);
 
-    *port_ref = f.port_ref;
+    *at = f.at;
     *is_static = f.is_static;
     if (f.index == NIL)
         return PVS_FDB_UNKNOWN;
     if (f.stamp == now_s || f.is_static)
         return PVS_FDB_FRESH;
-    return too_old(fdb, f.port_ref, f.stamp, now_s) ? PVS_FDB_UNKNOWN : PVS_FDB_STALE;
+    return too_old(fdb, (uint32_t)f.at, f.stamp, now_s) ? PVS_FDB_UNKNOWN : PVS_FDB_STALE;
 }
 
 bool
@@ -240,10 +260,11 @@ static void
 list_add(struct pvs_fdb *fdb, uint32_t i)
 {
     struct entry *e = &fdb->entry[i];
-    uint32_t port = pvs_ref_index(atomic_load_explicit(&e->port_ref, memory_order_relaxed));
+    uint32_t port = pvs_ref_index(port_of(e));
     struct list *l = &fdb->list[port];
 
-    e->queued = atomic_load_explicit(&e->stamp, memory_order_relaxed);
+    uint64_t stamp = atomic_load_explicit(&e->stamp, memory_order_relaxed);
+    atomic_store_explicit(&e->at, where(e) | stamp << QUEUED, memory_order_relaxed);
     e->older = l->newest;
     e->newer = NIL;
     if (l->newest != NIL)
@@ -258,7 +279,7 @@ static void
 list_remove(struct pvs_fdb *fdb, uint32_t i)
 {
     struct entry *e = &fdb->entry[i];
-    uint32_t port = pvs_ref_index(atomic_load_explicit(&e->port_ref, memory_order_relaxed));
+    uint32_t port = pvs_ref_index(port_of(e));
     struct list *l = &fdb->list[port];
 
     if (e->older != NIL)
@@ -307,7 +328,8 @@ evict(struct pvs_fdb *fdb)
     for (int chance = 0; chance < 8; chance++) {
         uint32_t i = fdb->list[port].oldest;
         struct entry *e = &fdb->entry[i];
-        if (atomic_load_explicit(&e->stamp, memory_order_relaxed) == e->queued)
+        uint64_t queued = atomic_load_explicit(&e->at, memory_order_relaxed) >> QUEUED;
+        if ((uint16_t)atomic_load_explicit(&e->stamp, memory_order_relaxed) == queued)
             break;
         list_remove(fdb, i);
         list_add(fdb, i);
@@ -317,7 +339,7 @@ evict(struct pvs_fdb *fdb)
 }
 
 static bool
-entry_insert(struct pvs_fdb *fdb, uint64_t key, uint32_t port_ref, uint32_t now_s)
+entry_insert(struct pvs_fdb *fdb, uint64_t key, uint64_t at, uint32_t now_s)
 {
     if (fdb->free == NIL && !evict(fdb))
         return false;
@@ -328,8 +350,7 @@ entry_insert(struct pvs_fdb *fdb, uint64_t key, uint32_t port_ref, uint32_t now_
     fdb->free = atomic_load_explicit(&e->next, memory_order_relaxed);
     bucket_begin(b);
     atomic_store_explicit(&e->key, key, memory_order_relaxed);
-    atomic_store_explicit(&e->port_ref, port_ref, memory_order_relaxed);
-    atomic_store_explicit(&e->stamp, now_s, memory_order_relaxed);
+    entry_put(e, at, now_s);
     atomic_store_explicit(&e->next, atomic_load_explicit(&b->head, memory_order_relaxed), memory_order_relaxed);
     atomic_store_explicit(&b->head, i, memory_order_relaxed);
     bucket_end(b);
@@ -340,29 +361,29 @@ entry_insert(struct pvs_fdb *fdb, uint64_t key, uint32_t port_ref, uint32_t now_
 }
 
 static void
-entry_move(struct pvs_fdb *fdb, uint32_t i, uint32_t port_ref, uint32_t now_s)
+entry_move(struct pvs_fdb *fdb, uint32_t i, uint64_t at, uint32_t now_s)
 {
     struct entry *e = &fdb->entry[i];
     struct pvs_fdb_bucket *b = bucket_of(fdb, atomic_load_explicit(&e->key, memory_order_relaxed));
 
     list_remove(fdb, i);
     bucket_begin(b);
-    atomic_store_explicit(&e->port_ref, port_ref, memory_order_relaxed);
-    atomic_store_explicit(&e->stamp, now_s, memory_order_relaxed);
+    entry_put(e, at, now_s);
     bucket_end(b);
     list_add(fdb, i);
 }
 
 enum pvs_learned
-pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t most, uint32_t now_s,
+pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint64_t at, uint32_t most, uint32_t now_s,
               uint32_t *old_ref)
 {
     uint64_t key = key_of(mac, vid);
+    uint32_t port_ref = (uint32_t)at;
     struct found f = find(fdb, key);
 
-    if (f.index != NIL && (f.is_static || (f.port_ref == port_ref && f.stamp == now_s)))
+    if (f.index != NIL && (f.is_static || (pvs_fdb_same(f.at, at) && f.stamp == now_s)))
         return PVS_LEARN_NOTHING;
-    if (f.index != NIL && f.port_ref == port_ref && !too_old(fdb, f.port_ref, f.stamp, now_s)) {
+    if (f.index != NIL && pvs_fdb_same(f.at, at) && !too_old(fdb, port_ref, f.stamp, now_s)) {
         /* a mere refresh takes no lock; should the entry be reused this instant, another address lives a little longer */
         atomic_store_explicit(&fdb->entry[f.index].stamp, now_s, memory_order_relaxed);
         return PVS_LEARN_NOTHING;
@@ -372,15 +393,16 @@ pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref
     enum pvs_learned outcome = PVS_LEARN_NOTHING;
     f = find(fdb, key); /* again: it may have changed before the lock was ours */
     bool room = most == 0 || held(fdb, pvs_ref_index(port_ref)) < most;
+    bool same_port = (uint32_t)f.at == port_ref;
     if (f.index == NIL) {
-        if (room && entry_insert(fdb, key, port_ref, now_s))
+        if (room && entry_insert(fdb, key, at, now_s))
             outcome = PVS_LEARN_NEW;
-    } else if (!f.is_static && (f.port_ref == port_ref || (room && !sticky(fdb, f.port_ref)))) {
-        bool expired = too_old(fdb, f.port_ref, f.stamp, now_s);
-        if (f.port_ref != port_ref) {
-            entry_move(fdb, f.index, port_ref, now_s);
+    } else if (!f.is_static && (same_port || (room && !sticky(fdb, (uint32_t)f.at)))) {
+        bool expired = too_old(fdb, (uint32_t)f.at, f.stamp, now_s);
+        if (!pvs_fdb_same(f.at, at)) {
+            entry_move(fdb, f.index, at, now_s);
             outcome = expired ? PVS_LEARN_NEW : PVS_LEARN_MOVED;
-            *old_ref = f.port_ref;
+            *old_ref = (uint32_t)f.at;
         } else {
             atomic_store_explicit(&fdb->entry[f.index].stamp, now_s, memory_order_relaxed);
             outcome = expired ? PVS_LEARN_NEW : PVS_LEARN_NOTHING;
@@ -456,7 +478,7 @@ pvs_fdb_count(const struct pvs_fdb *fdb)
 }
 
 int
-pvs_fdb_set_static(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t port_ref)
+pvs_fdb_set_static(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32_t port_ref, uint16_t vtep)
 {
     uint64_t key = key_of(pvs_mac_load(mac), vid);
 
@@ -464,7 +486,7 @@ pvs_fdb_set_static(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint32
     struct found f = find(fdb, key);
     if (f.index != NIL)
         entry_remove(fdb, f.index);
-    bool done = entry_insert(fdb, key | KEY_STATIC, port_ref, 0);
+    bool done = entry_insert(fdb, key | KEY_STATIC, PVS_FDB_AT(port_ref, vtep), 0);
     unlock(fdb);
     return done ? 0 : -ENOSPC;
 }
@@ -486,9 +508,11 @@ filter_matches(const struct pvs_fdb *fdb, const struct pvs_fdb_filter *filter, c
     uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
     if (key == 0 || (key & KEY_STATIC))
         return false;
-    if (filter->by_port && atomic_load_explicit(&e->port_ref, memory_order_relaxed) != filter->port_ref)
+    if (filter->by_port && port_of(e) != filter->port_ref)
         return false;
-    if (filter->by_sticky && sticky(fdb, atomic_load_explicit(&e->port_ref, memory_order_relaxed)) != filter->sticky)
+    if (filter->by_sticky && sticky(fdb, port_of(e)) != filter->sticky)
+        return false;
+    if (filter->by_vtep && where(e) >> 32 != filter->vtep)
         return false;
     if (filter->by_vid && (key >> 48 & 0xfff) != filter->vid)
         return false;
@@ -524,7 +548,8 @@ item_of(const struct pvs_fdb *fdb, const struct entry *e, uint32_t now_s)
     bool fixed = (key & KEY_STATIC) != 0;
     struct pvs_fdb_item item = { .vid = (uint16_t)(key >> 48 & 0xfff), .is_static = fixed };
 
-    item.port_ref = atomic_load_explicit(&e->port_ref, memory_order_relaxed);
+    item.port_ref = port_of(e);
+    item.vtep = (uint16_t)(where(e) >> 32);
     item.is_sticky = !fixed && sticky(fdb, item.port_ref);
     item.age_s = fixed || (int32_t)(now_s - stamp) < 0 ? 0 : now_s - stamp;
     pvs_mac_store(item.mac, key & PVS_MAC_BROADCAST);
@@ -538,7 +563,7 @@ pvs_fdb_lookup(struct pvs_fdb *fdb, const uint8_t *mac, uint16_t vid, uint64_t n
 
     lock_wait(fdb);
     struct found f = find(fdb, key_of(pvs_mac_load(mac), vid));
-    bool known = f.index != NIL && (f.is_static || !too_old(fdb, f.port_ref, f.stamp, now_s));
+    bool known = f.index != NIL && (f.is_static || !too_old(fdb, (uint32_t)f.at, f.stamp, now_s));
     if (known)
         *out = item_of(fdb, &fdb->entry[f.index], now_s);
     unlock(fdb);
@@ -600,8 +625,7 @@ pvs_fdb_copy(struct pvs_fdb *to, struct pvs_fdb *from)
             lock_wait(from);
         uint64_t key = atomic_load_explicit(&e->key, memory_order_relaxed);
         if (key != 0 && (key & KEY_STATIC) == wanted && to->free != NIL && find(to, key & ~KEY_STATIC).index == NIL)
-            entry_insert(to, key, atomic_load_explicit(&e->port_ref, memory_order_relaxed),
-                         atomic_load_explicit(&e->stamp, memory_order_relaxed));
+            entry_insert(to, key, where(e), atomic_load_explicit(&e->stamp, memory_order_relaxed));
         if (at % SLICE == SLICE - 1 || at + 1 == 2 * from->limit)
             unlock(from);
     }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fdb.h - the forwarding database of a bridge: (VID, MAC) -> port.
+ * fdb.h - the forwarding database of a bridge: (VID, MAC) -> port, and of a tunnel the VTEP.
  *
  * How it works: a fixed pool of entries, chained into hash buckets by index. Readers take no lock: each bucket carries a
  * sequence number that a writer makes odd while it changes the chain; a reader that saw a change looks again. Writers
@@ -26,8 +26,18 @@ enum pvs_fdb_state {
     PVS_FDB_STALE,   /* there, its timestamp wants a refresh */
 };
 
+/* Where an address is: a port's reference, with the number of a VTEP behind it (0: none). */
+#define PVS_FDB_AT(port_ref, vtep) ((port_ref) | (uint64_t)(vtep) << 32)
+
+/* Is that the same place? What stands above the VTEP's number counts for nothing. */
+static inline bool
+pvs_fdb_same(uint64_t a, uint64_t b)
+{
+    return (a ^ b) << 16 == 0;
+}
+
 struct pvs_fdb_hit {
-    uint32_t port_ref;
+    uint64_t at; /* see pvs_fdb_same; of one that is too old where it was, 0: not there */
     bool is_static;
     enum pvs_fdb_state state;
 };
@@ -44,9 +54,9 @@ struct pvs_fdb_place {
 struct pvs_fdb_place pvs_fdb_place(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid);
 /* Fetch the first entry in it. */
 void pvs_fdb_prefetch(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place);
-/* What is there, without a lock: the fields of struct pvs_fdb_hit. Of one that is too old *port_ref is where it was; 0: not there. */
+/* What is there, without a lock: the fields of struct pvs_fdb_hit. Of one that is too old *at is where it was; 0: not there. */
 enum pvs_fdb_state pvs_fdb_look(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, uint32_t now_s,
-                                uint32_t *port_ref, bool *is_static);
+                                uint64_t *at, bool *is_static);
 /* How many addresses are known behind the port at this index, without those that were told; they may just have aged. */
 uint32_t pvs_fdb_held(const struct pvs_fdb *fdb, uint32_t port);
 /* Does a port keep the addresses that were learned there? */
@@ -62,7 +72,7 @@ pvs_fdb_find_at(const struct pvs_fdb *fdb, const struct pvs_fdb_place *place, ui
 {
     struct pvs_fdb_hit hit = { 0 };
 
-    hit.state = pvs_fdb_look(fdb, place, now_s, &hit.port_ref, &hit.is_static);
+    hit.state = pvs_fdb_look(fdb, place, now_s, &hit.at, &hit.is_static);
     return hit;
 }
 
@@ -75,11 +85,11 @@ pvs_fdb_find(const struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t now
 }
 
 /*
- * Learn or refresh, from a worker: never waits. On PVS_LEARN_MOVED *old_ref is where the address was before.
+ * Learn or refresh, from a worker: never waits. `at` as PVS_FDB_AT. On PVS_LEARN_MOVED *old_ref is the port where the address was.
  * PVS_LEARN_BUSY: the lock was taken. An entry that can't be made (all static, or the port holds `most`; 0: no limit) counts as
  * nothing.
  */
-enum pvs_learned pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint32_t port_ref, uint32_t most,
+enum pvs_learned pvs_fdb_learn(struct pvs_fdb *fdb, uint64_t mac, uint16_t vid, uint64_t at, uint32_t most,
                                uint32_t now_s, uint32_t *old_ref);
 
 #endif

@@ -91,15 +91,15 @@ count_one(const struct pvs_worker *w, struct pvs_vlan_counters *counted, const s
 }
 
 void
-pvs_drop_received(struct pvs_worker *w, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
+pvs_drop_received(struct pvs_worker *w, const struct pvs_port *port, const struct pvs_frame *frame, uint32_t n,
                   enum pvs_drop why)
 {
     struct tally t = { 0 };
 
     for (uint32_t i = 0; i < n; i++)
         tally_add(&t, &frame[i], 1);
-    tally_count(w, from->port, &t);
-    pvs_count(&counters_of(w, from->port)->rx_drop[why], t.packets);
+    tally_count(w, port, &t);
+    pvs_count(&counters_of(w, port)->rx_drop[why], t.packets);
     w->taken_packets = t.packets;
     w->taken_bytes = t.bytes;
 }
@@ -118,7 +118,9 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
     struct pvs_fdb *fdb = w->tables->bridge[v->bridge].fdb;
     const struct pvs_security *rules = frame->injected ? NULL : w->tables->port[in].security;
     uint32_t most = rules != NULL ? rules->max_macs : 0; /* looked at again: other workers learn as well */
-    switch (pvs_fdb_learn(fdb, frame->parsed.src, v->place.vid, frame->in_ref, most, w->now_s, &old_ref)) {
+    uint16_t vtep = w->tables->port[in].tunnel != NULL ? frame->vtep : 0;
+    uint64_t at = PVS_FDB_AT(frame->in_ref, vtep);
+    switch (pvs_fdb_learn(fdb, frame->parsed.src, v->place.vid, at, most, w->now_s, &old_ref)) {
     case PVS_LEARN_NOTHING:
         return;
     case PVS_LEARN_BUSY:
@@ -134,6 +136,7 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
                                .kind = old_ref != 0 ? PVS_EV_MOVED : PVS_EV_LEARNED,
                                .port_ref = frame->in_ref,
                                .detail = old_ref,
+                               .vtep = vtep,
                                .vid = v->place.vid };
     pvs_mac_store(event.mac, frame->parsed.src);
     pvs_event(w, &event);
@@ -167,6 +170,23 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
         charge(w, frame, v);
     if (v->drop != PVS_DROP_none && !frame->injected)
         pvs_count(&counters_of(w, in)->rx_drop[v->drop], 1);
+}
+
+/* A copy goes nowhere. If it is too big for the tunnel that its receiver is behind, its sender may learn of that. */
+static __attribute__((noinline)) void
+drop_copy(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_egress *egress)
+{
+    const struct pvs_port_view *out = &w->tables->port[egress->port];
+
+    pvs_count(&counters_of(w, out->port)->tx_drop[egress->drop], 1);
+    if (egress->drop != PVS_DROP_mtu_exceeded || out->tunnel == NULL || !out->tunnel->too_big || !w->verdict.known ||
+        egress != w->verdict.egress)
+        return;
+    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress);
+    uint32_t l3_offset = (uint32_t)(frame->parsed.l3_offset + (edit->push ? PVS_VLAN_HLEN : 0) - edit->cut);
+    uint32_t room = pvs_tunnel_room(out, l3_offset);
+    if (room > l3_offset)
+        pvs_tell_too_big(w, frame, room - l3_offset);
 }
 
 /* ---- bursts ---- */
@@ -222,8 +242,8 @@ forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &tables->port[v->egress[k].port];
         if (v->egress[k].drop != PVS_DROP_none)
-            pvs_count(&counters_of(w, out->port)->tx_drop[v->egress[k].drop], 1);
-        else if (!pvs_deliver_in_burst(w, out, i, pvs_verdict_edit(v, &v->egress[k]), v->known && k == 0 ? from : NULL))
+            drop_copy(w, frame, &v->egress[k]);
+        else if (!pvs_deliver_in_burst(w, out, i, &v->egress[k], v->known && k == 0 ? from : NULL))
             return false;
     }
     commit(w, tables->port[pvs_ref_index(frame->in_ref)].port, frame, v);
@@ -317,8 +337,8 @@ go_directly(struct pvs_worker *w, const struct pvs_fdb *fdb, uint32_t i, uint64_
         return NULL;
     struct pvs_fdb_hit hit = w->places_found ? pvs_fdb_find_at(fdb, &w->place[i], w->now_s)
                                              : pvs_fdb_find(fdb, frame->parsed.dst, frame->parsed.vid, w->now_s);
-    struct pvs_destination *d = pvs_destination_of(w, (uint16_t)pvs_ref_index(hit.port_ref));
-    if (hit.state == PVS_FDB_UNKNOWN || d == NULL || d->direct != hit.port_ref || d->base != w->source ||
+    struct pvs_destination *d = pvs_destination_of(w, (uint16_t)pvs_ref_index((uint32_t)hit.at));
+    if (hit.state == PVS_FDB_UNKNOWN || d == NULL || d->direct != (uint32_t)hit.at || d->base != w->source ||
         !pvs_fits_mtu(frame, d->mtu))
         return NULL;
     pvs_destination_add(w, d, i);
@@ -381,23 +401,23 @@ note_way(struct pvs_worker *w, struct way *way, uint32_t i)
 }
 
 uint32_t
-pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
-                  bool *waiting)
+pvs_forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue *from, const struct pvs_frame *frame,
+                  uint32_t n, bool *waiting)
 {
-    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(from->port->ref)];
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(port->ref)];
     const struct pvs_bridge_view *bridge = &w->tables->bridge[in->bridge];
     const struct pvs_fdb *fdb = bridge->fdb;
     struct pvs_vlan_counters *counted = bridge->counted;
     /* no rule is to be obeyed, and no queue pair noted for what it sends */
-    bool plain = pvs_one_pair(from->port) && in->plain;
+    bool plain = pvs_one_pair(port) && in->plain;
     struct tally t = { 0 };
     struct way way = { 0 };
     uint64_t source = 0;
     uint32_t done = 0;
 
     *waiting = false;
-    if (in->ref != from->port->ref) { /* the port has left the tables; the queue's stop follows */
-        pvs_drop_received(w, from, frame, n, PVS_DROP_link_down);
+    if (in->ref != port->ref) { /* the port has left the tables; the queue's stop follows */
+        pvs_drop_received(w, port, frame, n, PVS_DROP_link_down);
         return n;
     }
     w->source = frame;
@@ -439,7 +459,7 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_queue *from, const struct pvs
         done++;
     }
     pvs_deliver_lists(w);
-    tally_count(w, from->port, &t);
+    tally_count(w, port, &t);
     w->taken_packets = t.packets;
     w->taken_bytes = t.bytes;
     return done;

@@ -88,6 +88,8 @@ pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_
     frame->head_len = head_len;
     frame->malformed = false;
     frame->pair = 0;
+    frame->vid = PVS_UNMAPPED;
+    frame->vtep = 0;
     frame->request = (struct pvs_request){ 0 };
     memcpy(frame->head, bytes, head_len);
 }

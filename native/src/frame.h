@@ -18,6 +18,7 @@
 
 #include "copy.h"
 #include "guest_memory.h"
+#include "pvs_api.h"
 #include "virtio_abi.h"
 
 enum { PVS_HEAD = 128, PVS_HEAD_MAX = 508, PVS_ETH_HLEN = 14, PVS_VLAN_HLEN = 4, PVS_TAG_OFFSET = 12 };
@@ -83,6 +84,8 @@ struct pvs_frame {
     uint8_t pair;  /* the queue pair it came by */
     struct pvs_parsed parsed;
     struct pvs_request request;
+    /* of one that came by a tunnel: the VLAN of its network (PVS_UNMAPPED: as its tag says), and who sent it (vtep.h; 0: nobody known) */
+    uint16_t vid, vtep;
     _Alignas(64) uint8_t head[PVS_HEAD_EDITED];
 };
 

@@ -54,6 +54,7 @@ struct pvs_owned {
     uint32_t port;            /* index of the port they are charged to */
     struct pvs_owned *next;   /* its owner's */
     uint64_t at_ns;           /* likewise */
+    uint16_t vid, vtep;       /* likewise */
 };
 
 struct pvs_slab {

@@ -31,12 +31,16 @@ add_copy(const struct pvs_frame *frame, const struct pvs_mirror *m, const struct
     const struct pvs_edit *edit = &place->form[form];
     uint32_t slot = PVS_FORMS * number + (uint32_t)form, drop = PVS_DROP_none;
     uint32_t pushed = edit->push ? PVS_VLAN_HLEN : 0, len = frame->len - edit->cut + pushed;
-    bool cut = m->snaplen != 0 && m->snaplen < len, fits = pvs_fits_mtu(frame, out->mtu);
+    bool cut = m->snaplen != 0 && m->snaplen < len, fits = pvs_fits(frame, out, edit);
 
     v->mirrored[slot] = *edit;
     if (cut) { /* what is kept is one frame, whatever it would have been cut into */
         v->mirrored[slot].keep = m->snaplen;
-        fits = out->mtu == 0 || m->snaplen <= frame->parsed.l3_offset - edit->cut + pushed + out->mtu;
+        uint32_t l3_offset = frame->parsed.l3_offset - edit->cut + pushed;
+        if (out->tunnel != NULL)
+            fits = m->snaplen <= pvs_tunnel_room(out, l3_offset);
+        else
+            fits = out->mtu == 0 || m->snaplen <= l3_offset + out->mtu;
     }
     if (!fits)
         drop = PVS_DROP_mtu_exceeded;

@@ -120,14 +120,6 @@ find_l4_behind_ipv6(struct pvs_frame *frame, uint8_t protocol)
     return next == protocol ? at : 0;
 }
 
-/* Of how many segments a GSO frame consists. */
-static uint32_t
-segments(const struct pvs_frame *frame)
-{
-    const struct pvs_request *r = &frame->request;
-    return (frame->len - r->hdr_len + r->gso_size - 1U) / r->gso_size;
-}
-
 /* A frame that is to be cut: its headers are what the request says, and fill in how long they are. */
 static bool
 check_gso(struct pvs_frame *frame)
@@ -150,7 +142,7 @@ check_gso(struct pvs_frame *frame)
         r->gso_size = r->hdr_len = 0;
         return true;
     }
-    return segments(frame) <= PVS_MAX_PIECES;
+    return pvs_frame_segments(frame) <= PVS_MAX_PIECES;
 }
 
 bool
@@ -256,7 +248,7 @@ patch_tcp(const struct pvs_pieces *pieces, uint8_t *tcp)
 {
     uint32_t seq = (uint32_t)load16(tcp + TCP_SEQ) << 16 | load16(tcp + TCP_SEQ + 2);
 
-    seq += pieces->next * pieces->frame->request.gso_size;
+    seq += pieces->next * pieces->gso_size;
     store16(tcp + TCP_SEQ, seq >> 16);
     store16(tcp + TCP_SEQ + 2, seq);
     if (pieces->next != 0)
@@ -271,8 +263,8 @@ make_segment(struct pvs_pieces *pieces)
 {
     const struct pvs_frame *frame = pieces->frame;
     const struct pvs_request *r = &frame->request;
-    uint32_t before = pieces->next * r->gso_size, left = frame->len - r->hdr_len - before;
-    uint32_t payload = left < r->gso_size ? left : r->gso_size, in_head = 0;
+    uint32_t before = pieces->next * pieces->gso_size, left = frame->len - r->hdr_len - before;
+    uint32_t payload = left < pieces->gso_size ? left : pieces->gso_size, in_head = 0;
 
     memcpy(pieces->scratch, frame->head, r->hdr_len);
     if (r->hdr_len + before < frame->head_len) {
@@ -299,10 +291,10 @@ begin_segments(struct pvs_pieces *pieces)
     const struct pvs_frame *frame = pieces->frame;
     const struct pvs_request *r = &frame->request;
 
-    pieces->n = segments(frame);
+    pieces->n = (frame->len - r->hdr_len + pieces->gso_size - 1U) / pieces->gso_size;
     if (pieces->next >= pieces->n)
         return false;
-    uint32_t before = r->hdr_len + pieces->next * r->gso_size;
+    uint32_t before = r->hdr_len + pieces->next * pieces->gso_size;
     if (before > frame->head_len)
         skip(&pieces->source, before - frame->head_len);
     pieces->head = pieces->scratch;
@@ -339,6 +331,7 @@ pvs_pieces_begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint8
     }
     if (r->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
         uint8_t needs = needed(r->gso_type, frame->parsed.ethertype);
+        pieces->gso_size = r->gso_size;
         if ((taken & needs) != needs)
             return begin_segments(pieces);
         pieces->header.gso_type = r->gso_type;
@@ -349,6 +342,59 @@ pvs_pieces_begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint8
         pieces->head = pieces->scratch;
     }
     return first == 0;
+}
+
+/* The bytes of one segment of a GSO frame, at most. */
+static uint32_t
+segment_len(const struct pvs_request *r)
+{
+    return (uint32_t)r->hdr_len + r->gso_size;
+}
+
+static bool
+is_tcp(const struct pvs_request *r)
+{
+    return r->gso_type != VIRTIO_NET_HDR_GSO_NONE && r->csum_offset == TCP_CSUM;
+}
+
+void
+pvs_pieces_begin_within(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint32_t room)
+{
+    const struct pvs_request *r = &frame->request;
+
+    pvs_pieces_begin(pieces, frame, 0, 0);
+    /* one that has waited may fit no more, since the path has shrunk: the kernel refuses what is made of it */
+    if (is_tcp(r) && segment_len(r) > room && r->hdr_len < room) {
+        pieces->gso_size = (uint16_t)(room - r->hdr_len);
+        begin_segments(pieces);
+    }
+}
+
+bool
+pvs_pieces_fit(const struct pvs_frame *frame, int32_t longer, uint32_t room)
+{
+    const struct pvs_request *r = &frame->request;
+    uint32_t len = r->gso_type != VIRTIO_NET_HDR_GSO_NONE ? segment_len(r) : frame->len;
+    uint32_t headers = (uint32_t)(r->hdr_len + longer);
+
+    if (len + (uint32_t)longer <= room)
+        return true;
+    return is_tcp(r) && headers < room && (frame->len - r->hdr_len) / (room - headers) < PVS_MAX_PIECES;
+}
+
+/* Turn the pseudo header's sum in the head into the checksum of all of it. `payload`: the sum of what isn't in the head. */
+static void
+fill_checksum(struct pvs_pieces *pieces, const struct pvs_sum *payload)
+{
+    const struct pvs_request *r = &pieces->frame->request;
+    struct pvs_sum sum = { 0 };
+
+    pvs_sum_add(&sum, pieces->scratch + r->csum_start, pieces->head_len - r->csum_start);
+    sum.words += payload->words;
+    uint16_t checksum = (uint16_t)~pvs_sum_fold(&sum);
+    if (checksum == 0 && r->csum_offset == UDP_CSUM)
+        checksum = 0xffff; /* RFC 768: 0 would say that there is none */
+    memcpy(pieces->scratch + r->csum_start + r->csum_offset, &checksum, sizeof checksum);
 }
 
 uint32_t
@@ -366,6 +412,12 @@ pvs_piece_parts(struct pvs_pieces *pieces, struct iovec *part, uint32_t cap)
         left -= len;
     }
     pieces->source = c;
+    if (pieces->sum) {
+        struct pvs_sum sum = { .odd = ((pieces->head_len - pieces->frame->request.csum_start) & 1) != 0 };
+        for (uint32_t i = 0; i < n; i++)
+            pvs_sum_add(&sum, part[i].iov_base, (uint32_t)part[i].iov_len);
+        fill_checksum(pieces, &sum);
+    }
     return n;
 }
 
@@ -376,21 +428,6 @@ pvs_pieces_next(struct pvs_pieces *pieces)
         return false;
     make_segment(pieces);
     return true;
-}
-
-/* Turn the pseudo header's sum in the head into the checksum of all of it. `payload`: the sum of what isn't in the head. */
-static void
-fill_checksum(struct pvs_pieces *pieces, const struct pvs_sum *payload)
-{
-    const struct pvs_request *r = &pieces->frame->request;
-    struct pvs_sum sum = { 0 };
-
-    pvs_sum_add(&sum, pieces->scratch + r->csum_start, pieces->head_len - r->csum_start);
-    sum.words += payload->words;
-    uint16_t checksum = (uint16_t)~pvs_sum_fold(&sum);
-    if (checksum == 0 && r->csum_offset == UDP_CSUM)
-        checksum = 0xffff; /* RFC 768: 0 would say that there is none */
-    memcpy(pieces->scratch + r->csum_start + r->csum_offset, &checksum, sizeof checksum);
 }
 
 void

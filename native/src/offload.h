@@ -79,7 +79,8 @@ struct pvs_pieces {
     uint32_t len;                 /* bytes of the frame, without virtio-net header */
     const uint8_t *head;          /* its first head_len bytes */
     uint32_t head_len;
-    bool sum; /* the L4 checksum is computed while copying */
+    bool sum;          /* the L4 checksum is computed while copying */
+    uint16_t gso_size; /* payload bytes of one segment, of a frame that is cut */
     /* where its payload begins */
     struct pvs_cursor source;
     uint8_t scratch[PVS_HEAD_EDITED];
@@ -87,11 +88,18 @@ struct pvs_pieces {
 
 /* Begin with piece number `first` for a receiver that takes `taken`. False when there is none (first >= n). */
 bool pvs_pieces_begin(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint8_t taken, uint32_t first);
+/*
+ * The same from the first piece on, finished, and none of them longer than `room`, for a frame that fits (pvs_pieces_fit): segments
+ * of TCP may be cut smaller than their sender asked for.
+ */
+void pvs_pieces_begin_within(struct pvs_pieces *pieces, const struct pvs_frame *frame, uint32_t room);
+/* Can a frame be finished so that no piece, with `longer` bytes more, is longer than `room`? */
+bool pvs_pieces_fit(const struct pvs_frame *frame, int32_t longer, uint32_t room);
 /* Write the piece at hand to `to`, which has room for header_len + len bytes, virtio-net header first. */
 void pvs_piece_write(struct pvs_pieces *pieces, struct pvs_cursor *to, uint32_t header_len);
 /*
- * In the place of pvs_piece_write, for who gathers by itself: the payload behind the head, as it lies there. How many
- * parts; more than `cap`: it would take more, and nothing was done. Not for a piece with `sum`.
+ * In the place of pvs_piece_write, for who gathers by itself: the payload behind the head, as it lies there; with `sum` it is
+ * read, and the head is complete then. How many parts; more than `cap`: it would take more, and nothing was done.
  */
 uint32_t pvs_piece_parts(struct pvs_pieces *pieces, struct iovec *part, uint32_t cap);
 /* Make the next piece the one at hand; this one was written, or its parts named. False when it was the last. */

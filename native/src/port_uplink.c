@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_packet.h>
+#include <linux/sock_diag.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
@@ -19,11 +20,18 @@ enum { PAGE = 4096 };
 
 /* ---- life ---- */
 
-/* Where each message of a burst is to be put; what a call changes is set anew by receive_messages. */
+/* Where each message of a burst is to be put; what a call changes is set anew by who receives. */
 static void
-lay_out(struct pvs_uplink_buffers *in)
+lay_out(struct pvs_uplink_buffers *in, uint32_t kind)
 {
     for (uint32_t i = 0; i < PVS_UPLINK_BURST; i++) {
+        if (kind == PVS_ENDPOINT) {
+            in->part[i][0] = (struct iovec){ .iov_base = in->slot[i], .iov_len = PVS_UPLINK_SLOT };
+            in->message[i].msg_hdr = (struct msghdr){
+                .msg_iov = in->part[i], .msg_iovlen = 1, .msg_control = in->control[i], .msg_name = &in->from[i]
+            };
+            continue;
+        }
         in->part[i][0] = (struct iovec){ .iov_base = &in->header[i], .iov_len = PVS_UPLINK_HEADER };
         in->part[i][1] = (struct iovec){ .iov_base = in->frame[i].head, .iov_len = PVS_HEAD };
         in->part[i][2] = (struct iovec){ .iov_base = in->slot[i], .iov_len = PVS_UPLINK_SLOT };
@@ -38,19 +46,23 @@ pvs_uplink_attach(struct pvs_uplink *u, const struct pvs_uplink_conf *conf)
     int flags = fcntl(conf->fd, F_GETFL);
     if (flags < 0)
         return -errno;
-    if (conf->kind > PVS_FILE || (flags & O_NONBLOCK) == 0) /* a worker must never block in it */
+    if (conf->kind > PVS_ENDPOINT || conf->tunnel > PVS_GRE ||
+        (flags & O_NONBLOCK) == 0) /* a worker must never block in it */
         return -EINVAL;
     void *map = mmap(NULL, sizeof *u->in, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         return -errno;
     u->in = map;
-    lay_out(u->in);
+    lay_out(u->in, conf->kind);
     u->fd = conf->fd;
     u->kind = (uint8_t)conf->kind;
+    u->tunnel = (uint8_t)conf->tunnel;
     u->offloads = conf->kind == PVS_FILE ? 0 : EVERY_OFFLOAD | (conf->uso ? EVERY_USO : 0);
     u->n = u->done = 0;
     u->drained = u->lost_some = false;
-    u->overrun_seen_s = 0;
+    u->overrun_seen_s = u->overruns = 0;
+    if (conf->kind == PVS_ENDPOINT)
+        pvs_uplink_overrun(u); /* what was before isn't ours */
     atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&u->error, 0, memory_order_relaxed);
     return 0;
@@ -202,6 +214,19 @@ pvs_uplink_fetch(struct pvs_uplink *u)
     return u->n;
 }
 
+/* Of a UDP or raw socket the kernel tells how many it has dropped in all, those with wrong checksums among them. */
+static uint32_t
+endpoint_overrun(struct pvs_uplink *u)
+{
+    uint32_t info[SK_MEMINFO_VARS] = { 0 }, before = u->overruns;
+    socklen_t len = sizeof info;
+
+    if (getsockopt(u->fd, SOL_SOCKET, SO_MEMINFO, info, &len) != 0)
+        return 0;
+    u->overruns = info[SK_MEMINFO_DROPS];
+    return u->overruns - before;
+}
+
 uint32_t
 pvs_uplink_overrun(struct pvs_uplink *u)
 {
@@ -209,6 +234,8 @@ pvs_uplink_overrun(struct pvs_uplink *u)
     socklen_t len = sizeof stats;
 
     u->lost_some = false;
+    if (u->kind == PVS_ENDPOINT)
+        return endpoint_overrun(u);
     if (u->kind != PVS_PACKET || getsockopt(u->fd, SOL_PACKET, PACKET_STATISTICS, &stats, &len) != 0)
         return 0;
     return stats.tp_drops;
@@ -219,12 +246,11 @@ pvs_uplink_overrun(struct pvs_uplink *u)
 void
 pvs_outbox_put(struct pvs_outbox *box, struct pvs_pieces *pieces)
 {
-    uint32_t i = box->n++, parts = PVS_OUTBOX_PARTS + 1;
+    uint32_t i = box->n++;
     struct iovec *part = box->part[i];
 
     box->len[i] = pieces->len;
-    if (!pieces->sum)
-        parts = pvs_piece_parts(pieces, part + 2, PVS_OUTBOX_PARTS);
+    uint32_t parts = pvs_piece_parts(pieces, part + 2, PVS_OUTBOX_PARTS);
     if (parts <= PVS_OUTBOX_PARTS) {
         box->header[i] = pieces->header;
         memcpy(box->head[i], pieces->head, pieces->head_len);
@@ -246,8 +272,8 @@ pvs_outbox_put(struct pvs_outbox *box, struct pvs_pieces *pieces)
  * The kernel could not read a payload: the file behind its sender's memory was truncated. It doesn't say whose, so it is
  * read here, where the SIGBUS handler finds out (guest_memory.h).
  */
-static void
-touch(const struct msghdr *message)
+void
+pvs_message_touch(const struct msghdr *message)
 {
     for (size_t i = 0; i < message->msg_iovlen; i++) {
         const volatile uint8_t *base = message->msg_iov[i].iov_base;
@@ -259,8 +285,8 @@ touch(const struct msghdr *message)
     }
 }
 
-static enum pvs_drop
-reason(int error)
+enum pvs_drop
+pvs_uplink_drop_of(int error)
 {
     switch (error) {
     case EAGAIN:
@@ -275,6 +301,9 @@ reason(int error)
         return PVS_DROP_link_down;
     case EMSGSIZE:
         return PVS_DROP_mtu_exceeded;
+    case ENETUNREACH: /* of a socket of IP */
+    case EHOSTUNREACH:
+        return PVS_DROP_no_route;
     default:
         return PVS_DROP_uplink_refused;
     }
@@ -304,9 +333,9 @@ pvs_outbox_send(struct pvs_outbox *box)
             continue;
         }
         int error = errno;
-        enum pvs_drop drop = reason(error);
+        enum pvs_drop drop = pvs_uplink_drop_of(error);
         if (error == EFAULT) {
-            touch(&message->msg_hdr);
+            pvs_message_touch(&message->msg_hdr);
         } else if (again && (drop == PVS_DROP_link_down || drop == PVS_DROP_uplink_refused)) {
             again = false;
             continue;

@@ -20,15 +20,19 @@
 #ifndef PVS_PORT_UPLINK_H
 #define PVS_PORT_UPLINK_H
 
+#include <netinet/in.h>
 #include <sys/socket.h>
 
+#include "counters.h"
 #include "offload.h"
 #include "port.h"
 
-/* The largest part of a frame that is not in its head, and some bytes to see that it was larger. */
-enum { PVS_UPLINK_SLOT = PVS_MAX_FRAME - PVS_HEAD + 8, PVS_UPLINK_BURST = 32, PVS_UPLINK_HEADER = 10 };
+/* The largest part of a frame that is not in its head, with room to see that it was larger; or a packet of a tunnel. */
+enum { PVS_UPLINK_SLOT = PVS_MAX_FRAME, PVS_UPLINK_BURST = 32, PVS_UPLINK_HEADER = 10 };
 /* How many bytes are fetched from a tap before they are forwarded: what fits a cache. */
 enum { PVS_UPLINK_BYTES = 256 * 1024 };
+/* Segments of TCP that one burst of an endpoint joins, and how many bytes it takes. */
+enum { PVS_ENDPOINT_SEGS = 1024, PVS_ENDPOINT_BYTES = 512 * 1024 };
 /* Parts of one message; a frame in more of them is put together first. */
 enum { PVS_OUTBOX_PARTS = 64, PVS_OUTBOX_BURST = 32 };
 
@@ -40,6 +44,16 @@ struct pvs_uplink_buffers {
     struct mmsghdr message[PVS_UPLINK_BURST];
     struct iovec part[PVS_UPLINK_BURST][3];
     _Alignas(16) uint8_t control[PVS_UPLINK_BURST][64];
+    /* of an endpoint (port_endpoint.h): */
+    struct sockaddr_in6 from[PVS_UPLINK_BURST];
+    uint32_t n_messages, message_at; /* received; the one at hand, */
+    uint32_t offset, datagram;       /* where its next datagram begins, how long they are, */
+    uint8_t tos, address[16];        /* and who sent it, */
+    uint16_t vtep;                   /* by number */
+    uint32_t n_fresh;                /* VTEPs that this burst has taught */
+    uint16_t fresh[PVS_UPLINK_BURST];
+    uint32_t n_seg; /* tails of its frames, each of one or several */
+    struct pvs_seg seg[PVS_ENDPOINT_SEGS];
     _Alignas(64) uint8_t slot[PVS_UPLINK_BURST][PVS_UPLINK_SLOT];
 };
 
@@ -47,12 +61,14 @@ struct pvs_uplink {
     struct pvs_queue queue;
     int fd;
     uint8_t kind;     /* enum pvs_uplink_kind */
+    uint8_t tunnel;   /* enum pvs_tunnel_kind, of an endpoint */
     uint8_t offloads; /* PVS_OFFLOAD_*: what the kernel takes as it is */
     struct pvs_uplink_buffers *in;
     uint32_t n, done;                      /* frames fetched, and those of them that are forwarded */
     bool drained;                          /* nothing was left when it was last fetched from */
     bool lost_some;                        /* its last burst was full: the socket may have overrun */
     uint32_t overrun_seen_s;               /* when the socket was last asked how often it has overrun */
+    uint32_t overruns;                     /* of an endpoint: what it said then */
     _Atomic uint64_t full_since_ns;        /* the kernel took nothing, and has not since; 0: it takes */
     _Atomic uint64_t rx_packets, rx_bytes; /* its worker's */
     _Atomic uint64_t tx_packets, tx_bytes; /* of all workers */
@@ -97,6 +113,10 @@ pvs_outbox_full(const struct pvs_outbox *box)
 
 /* Put the piece at hand in; the outbox is not full. What it points to must stay until it has been sent. */
 void pvs_outbox_put(struct pvs_outbox *box, struct pvs_pieces *pieces);
+
+/* Why something was dropped that the kernel would not send; and find out whose memory it could not read (EFAULT). */
+enum pvs_drop pvs_uplink_drop_of(int error);
+void pvs_message_touch(const struct msghdr *message);
 
 /* Send what is left. none: all have gone; else why the first of those that are left has not. */
 enum pvs_drop pvs_outbox_send(struct pvs_outbox *box);

@@ -40,7 +40,7 @@ send_due(struct pvs_timer *timer, uint64_t now_ns)
         if (out->ref == s->ref && !out->enabled)
             count_drop(w, out->port, PVS_DROP_link_down);
         else if (out->ref == s->ref)
-            pvs_deliver(w, out, &owned->frame, NULL);
+            pvs_deliver(w, out, &owned->frame, (struct pvs_toward){ owned->vid, owned->vtep }, NULL);
         pvs_worker_send(w); /* what waits for the kernel refers to the frame */
         pvs_owned_free(owned);
     }
@@ -64,8 +64,18 @@ shaper_of(struct pvs_worker *w, const struct pvs_port_view *out)
     return s;
 }
 
+void
+pvs_shapers_forget(struct pvs_worker *w)
+{
+    for (uint32_t i = 0; i < PVS_MAX_PORTS; i++)
+        for (struct pvs_owned *owned = w->shaper[i].first; owned != NULL; owned = owned->next)
+            if (!pvs_vtep_is_linked(w->vteps, owned->vtep))
+                owned->vtep = 0;
+}
+
 bool
-pvs_shaper_passes(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame)
+pvs_shaper_passes(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_frame *frame,
+                  struct pvs_toward to)
 {
     struct pvs_shaper *s = shaper_of(w, out);
     const struct pvs_rate *rate = &out->policy->shaping;
@@ -85,6 +95,8 @@ pvs_shaper_passes(struct pvs_worker *w, const struct pvs_port_view *out, const s
     pvs_meter_charge(rate, &out->meters->shaping, frame->len, w->now_ns);
     owned->at_ns = w->now_ns + wait;
     owned->next = NULL;
+    owned->vid = to.vid;
+    owned->vtep = to.vtep;
     *s->end = owned;
     s->end = &owned->next;
     if (s->first == owned)

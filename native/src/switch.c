@@ -57,7 +57,7 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
     sw->conf = *conf;
     sw->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     sw->tables = calloc(1, sizeof *sw->tables);
-    rc = sw->wake_fd < 0 ? -errno : sw->tables == NULL ? -ENOMEM : 0;
+    rc = sw->wake_fd < 0 ? -errno : sw->tables == NULL ? -ENOMEM : pvs_vteps_create(conf->seed, &sw->vteps);
     for (uint32_t i = 0; rc == 0 && i < conf->n_workers; i++) {
         size_t size = (sizeof(struct pvs_worker) + 63) & ~(size_t)63;
         struct pvs_worker *w = aligned_alloc(64, size);
@@ -68,6 +68,7 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
         memset(w, 0, size);
         w->bell_fd = w->epoll_fd = -1;
         w->tables = sw->tables;
+        w->vteps = sw->vteps;
         sw->worker[i] = w;
         rc = pvs_worker_init(w, sw->worker, i, conf, sw->wake_fd, &sw->wake_pending);
     }
@@ -98,6 +99,10 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
     case PVS_OP_ADOPT:
         pvs_queue_command_finish(command->queue, command->op, command->result);
         break;
+    case PVS_OP_REMOTES:
+        free(command->remotes);
+        break;
+    case PVS_OP_SYNC:
     case PVS_OP_INJECT:
     case PVS_OP_RELEASE: /* never comes back as such */
         break;
@@ -137,6 +142,7 @@ pvs_switch_destroy(struct pvs_switch *sw)
         }
     }
     pvs_tables_free(sw->tables);
+    pvs_vteps_destroy(sw->vteps);
     if (sw->wake_fd >= 0)
         close(sw->wake_fd);
     free(sw);
@@ -302,6 +308,15 @@ pvs_command_submit(struct pvs_switch *sw, struct pvs_command *command)
     int64_t seq = pvs_command_number(sw, command);
     pvs_command_hand(sw, command);
     return seq;
+}
+
+int64_t
+pvs_sync(struct pvs_switch *sw)
+{
+    int rc;
+    struct pvs_command *command = pvs_command_new(sw, PVS_OP_SYNC, 0, &rc);
+
+    return command == NULL ? rc : pvs_command_submit(sw, command);
 }
 
 int

@@ -22,6 +22,7 @@ struct pvs_switch {
     uint16_t generation[PVS_MAX_PORTS];
     struct pvs_worker *worker[PVS_MAX_WORKERS];
     uint32_t queues_on[PVS_MAX_WORKERS]; /* started queues of each worker */
+    struct pvs_vteps *vteps;
 };
 
 /* A command with `extra` bytes behind it, or NULL with -ENOMEM or -EAGAIN (too many under way) in *error. */

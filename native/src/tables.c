@@ -21,6 +21,10 @@ pvs_tables_free(struct pvs_tables *t)
     free(t->mirrors);
     free(t->macs);
     free(t->networks);
+    for (struct pvs_demux *d = t->demuxes, *next; d != NULL; d = next) {
+        next = d->next;
+        free(d);
+    }
     free(t);
 }
 
@@ -38,8 +42,10 @@ rules_fill(struct pvs_vlan *rules, const struct pvs_port_conf *conf)
 {
     bool native = conf->vlan_mode == PVS_VLAN_NATIVE_TAGGED || conf->vlan_mode == PVS_VLAN_NATIVE_UNTAGGED;
 
-    if (conf->vlan_mode > PVS_VLAN_DOT1Q_TUNNEL || conf->tag >= PVS_VIDS ||
-        (conf->vlan_mode == PVS_VLAN_ACCESS && conf->vlans != NULL))
+    bool mapped = conf->tunnel != NULL && conf->tunnel->by_vid != NULL;
+
+    if (conf->vlan_mode > PVS_VLAN_MAPPED || conf->tag >= PVS_VIDS || mapped != (conf->vlan_mode == PVS_VLAN_MAPPED) ||
+        (mapped && conf->vlans == NULL) || (conf->vlan_mode == PVS_VLAN_ACCESS && conf->vlans != NULL))
         return -EINVAL;
     rules->mode = conf->vlan_mode;
     rules->tag = conf->tag;
@@ -246,6 +252,67 @@ mirrors_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n
     return rc;
 }
 
+/* ---- tunnels ---- */
+
+/* The networks of an endpoint's tunnels, once for all of them. */
+static int
+demux_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports, struct pvs_port *endpoint)
+{
+    uint32_t n = 0;
+    int rc = 0;
+
+    for (uint32_t p = 0; p < n_ports; p++)
+        if (ports[p].tunnel != NULL && ports[p].tunnel->endpoint == endpoint)
+            n += ports[p].tunnel->n_segments;
+    struct pvs_demux *demux = pvs_demux_create(endpoint, n);
+    if (demux == NULL)
+        return -ENOMEM;
+    demux->next = t->demuxes;
+    t->demuxes = demux;
+    for (uint32_t p = 0; p < n_ports; p++) {
+        struct pvs_tunnel *tunnel = ports[p].tunnel;
+        for (uint32_t i = 0; rc == 0 && tunnel != NULL && tunnel->endpoint == endpoint && i < tunnel->n_segments; i++) {
+            struct pvs_segment *segment = &tunnel->segment[i];
+            const struct pvs_network_entry entry = { .vni = segment->vni,
+                                                     .tunnel = tunnel,
+                                                     .segment = segment,
+                                                     .port_ref = ports[p].port->ref,
+                                                     .room = ports[p].room };
+            rc = pvs_demux_add(demux, &entry);
+        }
+    }
+    t->port[pvs_ref_index(endpoint->ref)] = (struct pvs_port_view){
+        .ref = endpoint->ref, .bridge = PVS_NO_BRIDGE, .port = endpoint, .rx_up = &endpoint->rx_up, .demux = demux
+    };
+    return rc;
+}
+
+/* -EINVAL: an endpoint is on a bridge itself, or a tunnel has queues. -EEXIST: two tunnels of an endpoint have the same network. */
+static int
+tunnels_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports)
+{
+    int rc = 0;
+
+    for (uint32_t p = 0; rc == 0 && p < n_ports; p++) {
+        struct pvs_tunnel *tunnel = ports[p].tunnel;
+        if (tunnel == NULL)
+            continue;
+        struct pvs_port_view *view = &t->port[pvs_ref_index(ports[p].port->ref)];
+        const struct pvs_port_view *endpoint = &t->port[pvs_ref_index(tunnel->endpoint->ref)];
+        if (ports[p].port->n_rings + ports[p].port->n_uplinks != 0 ||
+            (endpoint->ref != 0 && endpoint->bridge != PVS_NO_BRIDGE))
+            return -EINVAL;
+        view->tunnel = tunnel;
+        view->room = ports[p].room;
+        view->tunnel_mtu = ports[p].mtu;
+        view->mtu = view->room != 0 || view->tunnel_mtu != 0;
+        view->rx_up = &tunnel->endpoint->rx_up;
+        if (endpoint->ref == 0)
+            rc = demux_fill(t, ports, n_ports, tunnel->endpoint);
+    }
+    return rc;
+}
+
 /* ---- members ---- */
 
 static bool
@@ -303,7 +370,7 @@ is_steady(const struct pvs_port_conf *conf)
 static bool
 is_plain(const struct pvs_port_conf *conf)
 {
-    return is_steady(conf) && !has_rules(conf) && !conf->isolated && !conf->secure;
+    return is_steady(conf) && !has_rules(conf) && !conf->isolated && !conf->secure && conf->tunnel == NULL;
 }
 
 static int
@@ -312,7 +379,7 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
     for (uint32_t p = 0; p < n_ports; p++) {
         struct pvs_port *port = ports[p].port;
         struct pvs_port_view *view = &t->port[pvs_ref_index(port->ref)];
-        if (ports[p].bridge >= n_bridges || view->ref != 0)
+        if (ports[p].bridge >= n_bridges || view->ref != 0 || ports[p].mesh >= 32)
             return -EINVAL;
         *view = (struct pvs_port_view){ .ref = port->ref,
                                         .mtu = ports[p].mtu,
@@ -320,6 +387,7 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
                                         .bridge = ports[p].bridge,
                                         .enabled = ports[p].enabled,
                                         .isolated = ports[p].isolated,
+                                        .apart = (ports[p].mesh != 0 ? 1U << ports[p].mesh : 0) | ports[p].isolated,
                                         .mirror_in = ports[p].mirror_in,
                                         .mirror_out = ports[p].mirror_out,
                                         .steady = is_steady(&ports[p]),
@@ -328,7 +396,9 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
                                         .rx_up = &port->rx_up,
                                         .port = port };
     }
-    int rc = vlans_fill(t, ports, n_ports);
+    int rc = tunnels_fill(t, ports, n_ports);
+    if (rc == 0)
+        rc = vlans_fill(t, ports, n_ports);
     if (rc == 0)
         rc = policies_fill(t, ports, n_ports);
     return rc != 0 ? rc : securities_fill(t, ports, n_ports);

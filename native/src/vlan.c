@@ -59,6 +59,9 @@ pvs_vlan_enter_by(const struct pvs_vlan *rules, const struct pvs_frame *frame, s
     case PVS_VLAN_DOT1Q_TUNNEL:
         enter_tunnel(rules->tag, frame, place);
         return pvs_vlan_carries(rules, p->vid);
+    case PVS_VLAN_MAPPED:
+        enter_own(frame->vid, frame, place);
+        return p->vid == 0 && pvs_tags(p) < 2 && frame->vid < PVS_VIDS && pvs_vlan_carries(rules, frame->vid);
     case PVS_VLAN_TRUNK:
         break;
     }
@@ -101,7 +104,8 @@ pvs_vlan_leave_by(const struct pvs_vlan *rules, const struct pvs_vlan_place *pla
         *form = PVS_FORM_INNER;
         return pvs_vlan_carries(rules, place->inner_vid);
     }
-    if (rules->mode == PVS_VLAN_ACCESS || (rules->mode == PVS_VLAN_NATIVE_UNTAGGED && own)) {
+    if (rules->mode == PVS_VLAN_ACCESS || rules->mode == PVS_VLAN_MAPPED ||
+        (rules->mode == PVS_VLAN_NATIVE_UNTAGGED && own)) {
         *form = PVS_FORM_INNER;
         return !place->inner_tag;
     }

@@ -61,6 +61,7 @@ pvs_vlan_of(const struct pvs_vlan *rules, const struct pvs_parsed *parsed)
 {
     if (rules == NULL || rules->mode == PVS_VLAN_TRUNK)
         return parsed->vid;
+    /* of a mapped port it is the frame's network that counts; what is asked for here needn't be found */
     bool own = rules->mode == PVS_VLAN_ACCESS || rules->mode == PVS_VLAN_DOT1Q_TUNNEL || parsed->vid == 0;
     return own ? rules->tag : parsed->vid;
 }

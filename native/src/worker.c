@@ -154,7 +154,7 @@ discard(struct pvs_worker *w, struct pvs_ring *ring, uint32_t n)
 {
     ring->queue.progress.done = 0;
     pvs_queue_set_waiting(w, &ring->queue, false);
-    pvs_drop_received(w, &ring->queue, w->burst.frame, n, PVS_DROP_queue_disabled);
+    pvs_drop_received(w, ring->queue.port, w->burst.frame, n, PVS_DROP_queue_disabled);
     return n;
 }
 
@@ -188,10 +188,11 @@ woke(const struct pvs_worker *w, struct pvs_ring *ring)
 
 /* Forward a burst and show its receivers what they got. How many frames have left. */
 static uint32_t
-forward_burst(struct pvs_worker *w, struct pvs_queue *queue, const struct pvs_frame *frame, uint32_t n)
+forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue *queue, const struct pvs_frame *frame,
+              uint32_t n)
 {
     bool waiting;
-    uint32_t done = pvs_forward_burst(w, queue, frame, n, &waiting);
+    uint32_t done = pvs_forward_burst(w, port, queue, frame, n, &waiting);
 
     pvs_queue_set_waiting(w, queue, waiting);
     publish_touched(w); /* the receivers' used index before the sender's, whose buffers are free after it */
@@ -220,7 +221,7 @@ serve_ring(struct pvs_worker *w, struct pvs_ring *ring)
     else if (!atomic_load_explicit(&ring->enabled, memory_order_relaxed))
         done = discard(w, ring, n);
     else
-        done = forward_burst(w, &ring->queue, w->burst.frame, n);
+        done = forward_burst(w, ring->queue.port, &ring->queue, w->burst.frame, n);
     if (done != 0) {
         woke(w, ring);
         took(w, &ring->queue, done);
@@ -239,28 +240,67 @@ serve_ring(struct pvs_worker *w, struct pvs_ring *ring)
     return done;
 }
 
-/* The same from an uplink, whose frames of a burst that have to wait stay where they are. */
+/* The next packets of tunnels. */
+static void
+fetch_from_endpoint(struct pvs_worker *w, struct pvs_uplink *u)
+{
+    const struct pvs_port *port = u->queue.port;
+    const struct pvs_port_view *view = &w->tables->port[pvs_ref_index(port->ref)];
+
+    pvs_endpoint_fetch(u, view->ref == port->ref ? view->demux : NULL, w->vteps, w->now_s, port->counters[w->index]);
+    for (uint32_t i = 0; i < u->in->n_fresh; i++)
+        pvs_event(w, &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_VTEP, .vtep = u->in->fresh[i] });
+}
+
+/* Forward what a queue has fetched: of an endpoint the frames of one tunnel after the other, from one VTEP each. */
 static uint32_t
+forward_fetched(struct pvs_worker *w, struct pvs_uplink *u)
+{
+    const struct pvs_frame *frame = u->in->frame + u->done;
+    uint32_t n = u->n - u->done, run = u->kind == PVS_ENDPOINT ? pvs_endpoint_run(frame, n) : n;
+    struct pvs_port *port = u->queue.port;
+
+    if (u->kind == PVS_ENDPOINT && n != 0) {
+        const struct pvs_port_view *view = &w->tables->port[pvs_ref_index(frame->in_ref)];
+        if (view->ref != frame->in_ref) { /* the tunnel has left the tables since they were fetched */
+            u->queue.progress.done = 0;
+            pvs_queue_set_waiting(w, &u->queue, false);
+            pvs_drop_received(w, port, frame, run, PVS_DROP_unknown_vni);
+            return run;
+        }
+        port = view->port;
+    }
+    return forward_burst(w, port, &u->queue, frame, run);
+}
+
+/* The same from an uplink, whose frames of a burst that have to wait stay where they are. */
+static __attribute__((noinline)) uint32_t
 serve_uplink(struct pvs_worker *w, struct pvs_uplink *u)
 {
-    bool fetched = u->done == u->n;
+    bool fetched = u->done == u->n, once = false; /* an uplink has one turn with what it has fetched */
+    uint32_t total = 0;
 
-    if (fetched)
+    if (fetched && u->kind == PVS_ENDPOINT)
+        fetch_from_endpoint(w, u);
+    else if (fetched)
         pvs_uplink_fetch(u);
-    uint32_t done = forward_burst(w, &u->queue, u->in->frame + u->done, u->n - u->done);
-    u->done += done;
-    if (done != 0) {
-        took(w, &u->queue, done);
+    while (u->done != u->n && !once) {
+        uint32_t done = forward_fetched(w, u);
+        u->done += done;
+        total += done;
         pvs_count(&u->rx_packets, w->taken_packets);
         pvs_count(&u->rx_bytes, w->taken_bytes);
+        once = u->kind != PVS_ENDPOINT || done == 0;
     }
+    if (total != 0)
+        took(w, &u->queue, total);
     /* what has come since an earlier fetch may have made its edge already, so only this one tells that it is empty */
     bool empty = fetched && u->drained && u->done == u->n;
     if (u->overrun_seen_s != w->now_s || (empty && u->lost_some))
         pvs_uplink_count_overrun(w, u);
     if (empty)
         pvs_queue_deactivate(w, &u->queue);
-    return done;
+    return total;
 }
 
 /* A queue's turn. Its time is taken from the end of the last turn that gave frames: one look at the clock for each. */

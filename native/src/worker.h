@@ -22,7 +22,8 @@
 #include "channel.h"
 #include "command.h"
 #include "hold.h"
-#include "port_uplink.h"
+#include "port_endpoint.h"
+#include "port_tunnel.h"
 
 /* Edited frames of a burst: two forms of each; where mirrors make more, lists are written in between. */
 enum { PVS_EDITED = 2 * PVS_BURST, PVS_EDITED_SEGS = 4 * PVS_MAX_SEGS };
@@ -49,6 +50,12 @@ enum { PVS_LEARN_PER_SECOND = 8192 };
 
 /* Frames of one reason that may be punted in a second. */
 enum { PVS_PUNT_PER_SECOND = 1000 };
+
+/* Packets that were too big of which control is told in a second. */
+enum { PVS_TOO_BIG_PER_SECOND = 10 };
+
+/* Senders that are told by ICMP in a second. */
+enum { PVS_TOO_BIG_ANSWERS = 1000, PVS_ANSWER_MAX = 1302 };
 
 /* What is left of a budget in the current second. */
 struct pvs_allowance {
@@ -100,6 +107,7 @@ struct pvs_worker {
     pthread_t thread;
 
     const struct pvs_tables *tables;
+    struct pvs_vteps *vteps; /* the switch's */
     uint64_t now_ns;
     uint32_t now_s;
     uint64_t kicks_seen_ns;        /* when epoll was last asked */
@@ -127,11 +135,16 @@ struct pvs_worker {
     struct pvs_landing landing;
     struct pvs_delivery delivery;
     struct pvs_outbox outbox;
+    struct pvs_tunnel_outbox tunnel_outbox;
     struct pvs_wheel wheel;
     struct pvs_slab slab;
     struct pvs_shaper shaper[PVS_MAX_PORTS]; /* by port index */
     struct pvs_allowance learning[PVS_MAX_PORTS];
     struct pvs_allowance punting[PVS_PUNT_REASONS];
+    struct pvs_allowance too_big_told, too_big_answers;
+    struct pvs_frame answer; /* to who sent what was too big, */
+    struct pvs_seg answer_tail;
+    uint8_t answer_bytes[PVS_ANSWER_MAX]; /* and what it consists of */
     struct pvs_worker_perf perf;
     uint64_t start_cycles, start_ns;
 
@@ -154,25 +167,36 @@ void pvs_worker_ring_bell(struct pvs_worker *worker);
 /* ---- between worker.c, queues.c, forward.c, deliver.c and commands.c ---- */
 
 /*
- * Forward frames that came by a queue, in order, until all are through, the budget is spent, or one has to wait for its
+ * Forward frames that came by a port and one queue, which is the port's own or that of its endpoint, in order, until all are through, the budget is spent, or one has to wait for its
  * receiver (*waiting): nothing of that one was committed, it is to be tried again. How many have left.
  */
-uint32_t pvs_forward_burst(struct pvs_worker *worker, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
-                           bool *waiting);
+uint32_t pvs_forward_burst(struct pvs_worker *worker, struct pvs_port *port, struct pvs_queue *from,
+                           const struct pvs_frame *frame, uint32_t n, bool *waiting);
 /* Forward a frame of the control plane's. Its port is in the tables. */
 void pvs_forward_injected(struct pvs_worker *worker, struct pvs_frame *frame);
-/* Count frames that came by a queue and go nowhere. */
-void pvs_drop_received(struct pvs_worker *worker, struct pvs_queue *from, const struct pvs_frame *frame, uint32_t n,
-                       enum pvs_drop why);
+/* Count frames that came by a port and go nowhere. */
+void pvs_drop_received(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame,
+                       uint32_t n, enum pvs_drop why);
+/* Where a copy goes behind a tunnel: the VLAN that names the network, and a VTEP; 0: all that there are. */
+struct pvs_toward {
+    uint16_t vid, vtep;
+};
 /*
  * Deliver one copy and count it. False: it has to wait in `from` (NULL: it never does). What goes to an uplink is counted
  * when it is sent, by pvs_worker_send; until then the frame must stay where it is.
  */
 bool pvs_deliver(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
-                 struct pvs_queue *from);
-/* The same for frame number `number` of the burst at hand, edited; it may be written only by pvs_deliver_lists. */
+                 struct pvs_toward to, struct pvs_queue *from);
+/* The same for an entry of the verdict on frame number `number` of the burst; it may be written only by pvs_deliver_lists. */
 bool pvs_deliver_in_burst(struct pvs_worker *worker, const struct pvs_port_view *out, uint32_t number,
-                          const struct pvs_edit *edit, struct pvs_queue *from);
+                          const struct pvs_egress *egress, struct pvs_queue *from);
+/* To a tunnel: it never has to wait. */
+void pvs_deliver_to_tunnel(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
+                           struct pvs_toward to);
+/* Tell by ICMP who has sent a frame that a tunnel can't carry, for which its L3 packet would have to be of `mtu` bytes at most. */
+void pvs_tell_too_big(struct pvs_worker *worker, const struct pvs_frame *frame, uint32_t mtu);
+/* Send what waits for tunnels' sockets, and count it. */
+void pvs_tunnels_send(struct pvs_worker *worker);
 /* Frame number `number` of the burst as `edit` makes it: its number among the edited ones. Lists may be written before. */
 uint32_t pvs_edited(struct pvs_worker *worker, uint32_t number, const struct pvs_edit *edit);
 /* The list that copies for a port are on, if there is one. */
@@ -202,7 +226,10 @@ pvs_destination_add(struct pvs_worker *worker, struct pvs_destination *destinati
  * May a frame leave by a shaped port now? It is charged then. If not it waits for its moment, or is dropped when that is too far
  * away; either way it is taken care of.
  */
-bool pvs_shaper_passes(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame);
+bool pvs_shaper_passes(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
+                       struct pvs_toward to);
+/* VTEPs have been unlinked: what waits for its moment goes to all that there are, if it was to go to one of them. */
+void pvs_shapers_forget(struct pvs_worker *worker);
 
 static inline bool
 pvs_is_shaped(const struct pvs_port_view *out)

@@ -80,13 +80,15 @@ lab_wait(struct lab *lab, int64_t seq)
 void
 lab_publish(struct lab *lab)
 {
-    struct pvs_port_conf ports[LAB_PORTS + LAB_UPLINKS];
+    struct pvs_port_conf ports[LAB_PORTS + LAB_UPLINKS + LAB_OTHERS];
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < lab->conf.n_ports; i++)
         ports[n++] = lab->port[i].conf;
     for (uint32_t i = 0; i < lab->n_uplinks; i++)
         ports[n++] = lab->uplink[i].conf;
+    for (uint32_t i = 0; i < lab->n_others; i++)
+        ports[n++] = lab->other[i];
     lab->conf.bridge.fdb = lab->fdb;
     CHECK_EQ(lab_wait(lab, pvs_publish(lab->sw, ports, n, &lab->conf.bridge, 1)), 0);
 }

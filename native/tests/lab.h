@@ -19,6 +19,7 @@
 enum {
     LAB_PORTS = 8,
     LAB_UPLINKS = 3,
+    LAB_OTHERS = 4,
     LAB_QUEUES = 4,
     LAB_STEP_NS = 100000,
     LAB_DEADLINE_MS = 20000,
@@ -65,6 +66,8 @@ struct lab {
     struct lab_port port[LAB_PORTS];
     uint32_t n_uplinks;
     struct lab_uplink uplink[LAB_UPLINKS]; /* on the same bridge; lab_close removes them */
+    uint32_t n_others;
+    struct pvs_port_conf other[LAB_OTHERS]; /* ports of who uses the lab, published with the others */
     struct {
         uint64_t seq;
         int64_t result;

@@ -22,9 +22,9 @@ open_conf(const struct lab_conf *conf)
     lab_open(&lab, conf);
     lab.port[1].conf.backpressure_ms = BOUND_MS;
     lab_publish(&lab);
-    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[1].port)), 0);
+    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[1].port), 0), 0);
     mac[5] = 3;
-    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[3].port)), 0);
+    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[3].port), 0), 0);
     lab_fill(&lab, 3, 128);
 }
 

@@ -67,7 +67,7 @@ set_static(uint64_t mac, uint32_t ref)
 {
     uint8_t bytes[6];
     pvs_mac_store(bytes, mac);
-    CHECK_EQ(pvs_fdb_set_static(lab.fdb, bytes, 0, ref), 0);
+    CHECK_EQ(pvs_fdb_set_static(lab.fdb, bytes, 0, ref, 0), 0);
 }
 
 static void

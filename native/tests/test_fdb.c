@@ -48,13 +48,13 @@ static int
 where(const pvs_fdb *in, uint64_t mac, uint32_t now_s)
 {
     struct pvs_fdb_hit hit = pvs_fdb_find(in, mac, 0, now_s);
-    return hit.state == PVS_FDB_UNKNOWN ? -1 : (int)(hit.port_ref & 0xffff);
+    return hit.state == PVS_FDB_UNKNOWN ? -1 : (int)(hit.at & 0xffff);
 }
 
 static int
 set_static(uint64_t mac, uint32_t port)
 {
-    return pvs_fdb_set_static(fdb, mac_bytes(mac), 0, ref(port));
+    return pvs_fdb_set_static(fdb, mac_bytes(mac), 0, ref(port), 0);
 }
 
 /* All entries, through a dump in pieces of three. */
@@ -330,8 +330,8 @@ TEST(fdb_copy_does_not_double_what_is_there)
     CHECK_EQ(learn(1, 2, 100, NULL), PVS_LEARN_NEW);
     CHECK_EQ(set_static(500, 3), 0);
     CHECK_EQ(pvs_fdb_create(100, 300, 999, &to), 0);
-    CHECK_EQ(pvs_fdb_set_static(to, mac_bytes(1), 0, ref(7)), 0);
-    CHECK_EQ(pvs_fdb_set_static(to, mac_bytes(500), 0, ref(8)), 0);
+    CHECK_EQ(pvs_fdb_set_static(to, mac_bytes(1), 0, ref(7), 0), 0);
+    CHECK_EQ(pvs_fdb_set_static(to, mac_bytes(500), 0, ref(8), 0), 0);
     pvs_fdb_copy(to, fdb);
     CHECK_EQ(pvs_fdb_count(to), 2);
     CHECK_EQ(where(to, 1, 100), 7);
@@ -386,7 +386,8 @@ TEST(fdb_agrees_with_a_plain_model)
 TEST(fdb_a_place_stays_an_addresss_place)
 {
     struct pvs_fdb_place place, other;
-    uint32_t old, port;
+    uint64_t port;
+    uint32_t old;
     bool is_static;
 
     open_fdb(2000, 300);
@@ -396,17 +397,17 @@ TEST(fdb_a_place_stays_an_addresss_place)
         CHECK_EQ(learn(i, 3, 10, NULL), PVS_LEARN_NEW);
     CHECK_EQ(learn(77, 5, 10, NULL), PVS_LEARN_NEW);
     CHECK_EQ(pvs_fdb_look(fdb, &place, 10, &port, &is_static), PVS_FDB_FRESH);
-    CHECK_EQ(port, ref(5));
+    CHECK_EQ((uint32_t)port, ref(5));
     CHECK(!is_static);
     CHECK_EQ(learn(77, 6, 11, &old), PVS_LEARN_MOVED);
     CHECK_EQ(pvs_fdb_find_at(fdb, &place, 12).state, PVS_FDB_STALE);
-    CHECK_EQ(pvs_fdb_find_at(fdb, &place, 12).port_ref, ref(6));
+    CHECK_EQ((uint32_t)pvs_fdb_find_at(fdb, &place, 12).at, ref(6));
     CHECK_EQ(pvs_fdb_find_at(fdb, &place, 311).state, PVS_FDB_STALE);
     CHECK_EQ(pvs_fdb_find_at(fdb, &place, 312).state, PVS_FDB_UNKNOWN); /* aged */
     CHECK_EQ(set_static(77, 8), 0);
     CHECK_EQ(pvs_fdb_look(fdb, &place, 1000, &port, &is_static), PVS_FDB_FRESH);
     CHECK(is_static);
-    CHECK_EQ(port, ref(8));
+    CHECK_EQ((uint32_t)port, ref(8));
     other = pvs_fdb_place(fdb, 77, 9); /* in another VLAN it is another address */
     CHECK_EQ(pvs_fdb_find_at(fdb, &other, 1000).state, PVS_FDB_UNKNOWN);
     CHECK_EQ(pvs_fdb_remove(fdb, mac_bytes(77), 0), 0);
@@ -430,7 +431,7 @@ TEST(fdb_all_places_know_their_own_addresses)
     for (uint32_t i = 0; i < MACS; i++) {
         pvs_fdb_prefetch(fdb, &place[i]);
         CHECK_EQ(pvs_fdb_find_at(fdb, &place[i], 0).state, PVS_FDB_FRESH);
-        CHECK_EQ(pvs_fdb_find_at(fdb, &place[i], 0).port_ref, ref(i % 7));
+        CHECK_EQ((uint32_t)pvs_fdb_find_at(fdb, &place[i], 0).at, ref(i % 7));
     }
     pvs_fdb_destroy(fdb);
 }

@@ -35,7 +35,7 @@ static int
 where(uint64_t mac, uint32_t now_s)
 {
     struct pvs_fdb_hit hit = pvs_fdb_find(fdb, mac, 0, now_s);
-    return hit.state == PVS_FDB_UNKNOWN ? -1 : (int)(hit.port_ref & 0xffff);
+    return hit.state == PVS_FDB_UNKNOWN ? -1 : (int)(hit.at & 0xffff);
 }
 
 static void
@@ -50,7 +50,7 @@ set_static(uint64_t mac, uint32_t port)
 {
     uint8_t bytes[6];
     pvs_mac_store(bytes, mac);
-    return pvs_fdb_set_static(fdb, bytes, 0, ref(port));
+    return pvs_fdb_set_static(fdb, bytes, 0, ref(port), 0);
 }
 
 static struct pvs_fdb_item

@@ -306,7 +306,7 @@ TEST_EACH_RING(a_static_address_does_not_move)
     lab_fill(&lab, 1, 10);
     lab_fill(&lab, 2, 10);
     pvs_mac_store(mac, LAB_MAC(9));
-    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[1].port)), 0);
+    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[1].port), 0), 0);
     lab_frame(frame, LAB_MAC(40), LAB_MAC(9), 60, 0);
     lab_send(&lab, 0, frame, 60);
     lab_poll(&lab, 2);
@@ -322,7 +322,7 @@ TEST_EACH_RING(an_address_of_a_port_that_was_replaced_is_unknown)
         lab_fill(&lab, i, 10);
     pvs_mac_store(mac, LAB_MAC(9));
     uint32_t older = pvs_port_ref(lab.port[1].port) ^ 0x70000; /* another generation of the same index */
-    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, older), 0);
+    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, older, 0), 0);
     lab_frame(frame, LAB_MAC(9), LAB_MAC(0), 60, 0);
     lab_send(&lab, 0, frame, 60);
     lab_poll(&lab, 2);
@@ -415,7 +415,7 @@ leave_half_delivered(void)
     conf.guest.tx_buf_size = 8192;
     lab_open(&lab, &conf);
     pvs_mac_store(mac, LAB_MAC(1));
-    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[1].port)), 0);
+    CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(lab.port[1].port), 0), 0);
     lab.port[1].conf.backpressure_ms = 100;
     lab_publish(&lab);
     lab_fill(&lab, 1, 1);

@@ -391,3 +391,122 @@ TEST(offload_sum_of_ones_does_not_overflow)
     CHECK_EQ(pvs_sum_fold(&sum), 0xffff);
     CHECK_EQ(pvs_sum_fold(&(struct pvs_sum){ 0 }), 0);
 }
+
+/* Each piece is within the room, whatever the sender asked for, and its payload behind that of the one before. */
+TEST(tcp_is_cut_as_small_as_there_is_room)
+{
+    static const struct recipe *const tcp[] = { &TCP4, &TCP6 };
+
+    for (uint32_t kind = 0; kind < 2; kind++)
+        for (uint32_t odd = 0; odd < 2; odd++) {
+            tail_cut = odd != 0 ? ODD_CUTS : NULL;
+            for (uint32_t payload = 100; payload <= 1500; payload += 133) {
+                admit_recipe(tcp[kind], 1448, 0);
+                uint32_t room = frame.hdr_len + payload, cut = payload < 1448 ? payload : 1448;
+                uint32_t n = (tcp[kind]->payload + cut - 1) / cut;
+                CHECK(pvs_pieces_fit(&f.frame, 0, room));
+                pvs_pieces_begin_within(&pieces, &f.frame, room);
+                CHECK_EQ(pieces.n, n);
+                for (uint32_t i = 0; i < n; i++) {
+                    struct recipe s = segment_recipe(tcp[kind], cut, i, n);
+                    cook(&s, FINISHED, &expected);
+                    CHECK_EQ(pieces.len, expected.len);
+                    CHECK(memcmp(write_piece(0), expected.bytes, expected.len) == 0);
+                    CHECK_EQ(pvs_pieces_next(&pieces), i + 1 < n);
+                }
+                scattered_frame_free(&f);
+            }
+        }
+}
+
+TEST(what_fits_is_told_before_it_is_cut)
+{
+    tail_cut = NULL;
+    admit_recipe(&TCP4, 1000, 0); /* 4500 bytes behind 54 */
+    for (int32_t longer = -4; longer <= 4; longer += 4) {
+        CHECK(pvs_pieces_fit(&f.frame, longer, (uint32_t)(1054 + longer)));
+        CHECK(pvs_pieces_fit(&f.frame, longer, (uint32_t)(1053 + longer))); /* it is cut smaller */
+        CHECK(pvs_pieces_fit(&f.frame, longer, (uint32_t)(64 + longer)));
+        CHECK_EQ(pvs_pieces_fit(&f.frame, longer, (uint32_t)(54 + 2 + longer)), 2250 <= PVS_MAX_PIECES);
+        CHECK(!pvs_pieces_fit(&f.frame, longer, (uint32_t)(54 + longer)));
+        CHECK(!pvs_pieces_fit(&f.frame, longer, 20));
+    }
+    scattered_frame_free(&f);
+    admit_recipe(&UDP4, 1000, 0); /* its sender's datagrams are not ours to cut */
+    CHECK(pvs_pieces_fit(&f.frame, 0, 1042));
+    CHECK(!pvs_pieces_fit(&f.frame, 0, 1041));
+    CHECK(!pvs_pieces_fit(&f.frame, 4, 1042));
+    scattered_frame_free(&f);
+    admit_recipe(&TCP4, 0, 0); /* nor is what isn't to be cut at all */
+    CHECK(pvs_pieces_fit(&f.frame, 0, frame.len));
+    CHECK(!pvs_pieces_fit(&f.frame, 0, frame.len - 1));
+    scattered_frame_free(&f);
+}
+
+/* A frame may have waited while its tunnel's room became less than its headers. */
+TEST(what_fits_no_more_is_cut_as_it_was_to_be)
+{
+    tail_cut = NULL;
+    admit_recipe(&TCP4, 1000, 0);
+    for (uint32_t room = 0; room <= frame.hdr_len; room++) {
+        pvs_pieces_begin_within(&pieces, &f.frame, room);
+        CHECK_EQ(pieces.n, 5);
+        CHECK_EQ(pieces.len, frame.hdr_len + 1000);
+    }
+    scattered_frame_free(&f);
+}
+
+/* Gathered in parts, with the sum that writing would have made; or not at all, when they are too many. */
+TEST(a_piece_in_parts_is_summed)
+{
+    static uint8_t gathered[PVS_MAX_FRAME];
+    static struct iovec part[4096];
+
+    for (uint32_t kind = 0; kind < 4; kind++)
+        for (uint32_t payload = 1; payload < 2000; payload += 111)
+            for (uint16_t gso = 0; gso <= 700; gso = (uint16_t)(gso + 233)) {
+                struct recipe r = *KINDS[kind];
+                r.payload = payload;
+                if (gso != 0 && payload <= gso)
+                    continue;
+                tail_cut = ODD_CUTS;
+                admit_recipe(&r, gso, 0);
+                uint32_t n = gso == 0 ? 1 : (payload + gso - 1U) / gso;
+                CHECK(pvs_pieces_begin(&pieces, &f.frame, 0, 0));
+                for (uint32_t i = 0; i < n; i++) {
+                    struct recipe s = gso == 0 ? r : segment_recipe(&r, gso, i, n);
+                    cook(&s, FINISHED, &expected);
+                    if (pieces.len > pieces.head_len)
+                        CHECK_EQ(pvs_piece_parts(&pieces, part, 0), 1); /* nothing was done */
+                    uint32_t parts = pvs_piece_parts(&pieces, part, 4096), at = pieces.head_len;
+                    memcpy(gathered, pieces.head, at);
+                    for (uint32_t k = 0; k < parts; at += (uint32_t)part[k++].iov_len)
+                        memcpy(gathered + at, part[k].iov_base, part[k].iov_len);
+                    CHECK_EQ(at, expected.len);
+                    CHECK(memcmp(gathered, expected.bytes, at) == 0);
+                    CHECK_EQ(pvs_pieces_next(&pieces), i + 1 < n);
+                }
+                scattered_frame_free(&f);
+            }
+}
+
+/* A sum may begin anywhere: then what isn't in the head begins in the middle of one of its words. */
+TEST(a_piece_in_parts_is_summed_from_an_odd_place)
+{
+    static struct iovec part[4096];
+
+    for (uint16_t start = 34; start < 60; start++) {
+        struct recipe r = UDP4;
+        struct virtio_net_hdr header = { .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = start, .csum_offset = 6 };
+        r.payload = 1001;
+        cook(&r, FINISHED, &frame);
+        put16(frame.bytes + start + 6, 0x1234);
+        tail_cut = ODD_CUTS;
+        CHECK(admit(&f, &frame, &header, ALL, tail_cut, 6));
+        uint32_t sum = 0xffff & ~simple_sum(0, frame.bytes + start, frame.len - start);
+        CHECK(pvs_pieces_begin(&pieces, &f.frame, 0, 0));
+        CHECK(pvs_piece_parts(&pieces, part, 4096) <= 4096);
+        CHECK_EQ(pieces.head[start + 6] << 8 | pieces.head[start + 7], sum == 0 ? 0xffff : sum);
+        scattered_frame_free(&f);
+    }
+}

@@ -387,7 +387,7 @@ fdb_reader(void *arg)
                 continue;
             ++*found;
             /* an address is only ever learned on ports of its own remainder */
-            CHECK_EQ(hit.port_ref % 3, mac % 3);
+            CHECK_EQ(hit.at % 3, mac % 3);
         }
     }
     return NULL;
@@ -430,7 +430,7 @@ TEST(thread_fdb_readers_see_whole_entries)
         CHECK(pvs_fdb_count(fdb) <= 100);
         flushed += (uint64_t)pvs_fdb_flush(fdb, &filter);
         pvs_mac_store(mac, 1 + i % 300);
-        if (i % 10 == 0 && pvs_fdb_set_static(fdb, mac, 0, (1 + i % 300) % 3) == 0)
+        if (i % 10 == 0 && pvs_fdb_set_static(fdb, mac, 0, (1 + i % 300) % 3, 0) == 0)
             CHECK_EQ(pvs_fdb_remove(fdb, mac, 0), 0);
         if (i % 20 == 0)
             pause_a_little();

@@ -91,7 +91,7 @@ run(uint32_t num, uint32_t workers, enum pvs_polling polling, bool event_idx)
     lab_open(&lab, &conf);
     lab.port[RECEIVER].conf.backpressure_ms = BOUND_MS;
     CHECK_EQ(pvs_fdb_set_static(lab.fdb, (const uint8_t[]){ 2, 0, 0, 0, 0, RECEIVER }, 0,
-                                pvs_port_ref(lab.port[RECEIVER].port)),
+                                pvs_port_ref(lab.port[RECEIVER].port), 0),
              0);
     lab_publish(&lab);
     for (uintptr_t i = 0; i < SENDERS; i++)

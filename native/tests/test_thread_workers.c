@@ -396,7 +396,7 @@ addresses(uint32_t port)
     while (cursor != 0);
     switch (any(4)) {
     case 0:
-        CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, filter.port_ref), 0);
+        CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, filter.port_ref, 0), 0);
         break;
     case 1:
         pvs_fdb_remove(lab.fdb, mac, 0);

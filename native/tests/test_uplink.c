@@ -465,7 +465,7 @@ TEST_EACH_RING(uplink_calls_that_make_no_sense_are_refused)
     CHECK_EQ(pvs_uplink_stop(port, 0), -EINVAL);
 
     struct pvs_uplink_conf bad = conf;
-    bad.kind = 3;
+    bad.kind = PVS_ENDPOINT + 1;
     CHECK_EQ(pvs_uplink_start(port, 0, &bad), -EINVAL);
     bad = conf, bad.fd = -1;
     CHECK_EQ(pvs_uplink_start(port, 0, &bad), -EBADF);

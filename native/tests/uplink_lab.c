@@ -133,11 +133,11 @@ lab_know_all(struct lab *lab)
 
     for (uint32_t i = 0; i < lab->conf.n_ports; i++) {
         pvs_mac_store(mac, LAB_MAC(i));
-        CHECK_EQ(pvs_fdb_set_static(lab->fdb, mac, 0, pvs_port_ref(lab->port[i].port)), 0);
+        CHECK_EQ(pvs_fdb_set_static(lab->fdb, mac, 0, pvs_port_ref(lab->port[i].port), 0), 0);
     }
     for (uint32_t i = 0; i < lab->n_uplinks; i++) {
         pvs_mac_store(mac, LAB_FAR(i));
-        CHECK_EQ(pvs_fdb_set_static(lab->fdb, mac, 0, pvs_port_ref(lab->uplink[i].port)), 0);
+        CHECK_EQ(pvs_fdb_set_static(lab->fdb, mac, 0, pvs_port_ref(lab->uplink[i].port), 0), 0);
     }
 }
 

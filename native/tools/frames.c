@@ -14,7 +14,12 @@
 #include "copy.h"
 #include "tests/lab.h"
 #include "tests/offload_lab.h"
+#include "tools/tunnel_ends.h"
 
+enum {
+    LATER = 6,
+    KICKS_NS = 50000
+}; /* rounds of frames that go through the kernel, which is asked for them as often as that */
 enum { GUESTS = 64, RING = 1024, ROUND_NS = 2000, WARM_UP = 8, BATCHES = 32, MANY_MACS = 65536, PATIENCE = 1000 };
 
 #define FEATURE(bit) (1ULL << (bit))
@@ -35,6 +40,7 @@ struct scenario {
     uint32_t macs;              /* addresses behind guest 1 */
     uint16_t gso_size;          /* of TCP frames that are not cut yet; 0: plain frames */
     bool flood, in_turn;        /* to all others: each frame, or one after the other */
+    bool tunnel;                /* guest 1 is on another bridge, behind a VXLAN: both ends of it are counted */
     uint8_t from_mode, to_mode; /* enum pvs_vlan_mode of guest 0 and of the others; not trunk: with tag 10 */
 };
 
@@ -77,6 +83,16 @@ static const struct scenario scenarios[] = {
       .batch = 64,
       .len = 64,
       .from_mode = PVS_VLAN_ACCESS },
+    { .name = "VXLAN, out and in, 64 B", .guests = 2, .batch = 64, .len = 64, .tunnel = true },
+    { .name = "VXLAN, out and in, 1450 B", .guests = 2, .batch = 64, .len = 1450, .tunnel = true },
+    { .name = "VXLAN, out and in, GSO 64 KiB",
+      .with = CSUM | HOST_TSO4 | GUEST_TSO4,
+      .guests = 2,
+      .batch = 4,
+      .len = 65000,
+      .rx_buf_size = 4096,
+      .gso_size = 1386,
+      .tunnel = true },
     { .name = "poll of an empty ring, of 64", .guests = 64 },
 };
 
@@ -84,6 +100,7 @@ enum test_rings test_rings; /* of the lab: each scenario has its own features */
 
 static struct lab lab; /* without ports of its own */
 static struct lab_port guest[GUESTS];
+static pvs_fdb *far_fdb; /* of the bridge behind a tunnel */
 static uint32_t next_frame;
 static uint8_t frame[PVS_MAX_FRAME], got[PVS_MAX_FRAME];
 static struct virtio_net_hdr header;
@@ -110,7 +127,9 @@ ring_start(const struct lab_port *p, uint64_t features, uint32_t ring)
 static void
 connect_guests(const struct scenario *s, const struct pvd_conf *conf)
 {
-    struct pvs_port_conf ports[GUESTS];
+    struct pvs_port_conf ports[GUESTS + TUNNEL_ENDS];
+    struct pvs_bridge_conf bridges[TUNNEL_ENDS];
+    uint32_t n_bridges = s->tunnel ? TUNNEL_ENDS : 1;
     pvs_memory *old;
 
     for (uint32_t i = 0; i < s->guests; i++) {
@@ -122,7 +141,15 @@ connect_guests(const struct scenario *s, const struct pvd_conf *conf)
         };
     }
     lab.conf.bridge.fdb = lab.fdb;
-    CHECK_EQ(lab_wait(&lab, pvs_publish(lab.sw, ports, s->guests, &lab.conf.bridge, 1)), 0);
+    bridges[0] = bridges[1] = lab.conf.bridge;
+    if (s->tunnel) {
+        CHECK_EQ(pvs_fdb_create(lab.conf.fdb_limit, lab.conf.aging_s, 1, &far_fdb), 0);
+        bridges[1].fdb = far_fdb;
+        ports[1].bridge = 1;
+        tunnel_ends_open(&lab, ports + s->guests);
+    }
+    uint32_t n_ports = s->guests + (s->tunnel ? TUNNEL_ENDS : 0);
+    CHECK_EQ(lab_wait(&lab, pvs_publish(lab.sw, ports, n_ports, bridges, n_bridges)), 0);
     for (uint32_t i = 0; i < s->guests; i++) {
         guest[i].memory = lab_map(guest[i].port, guest[i].guest);
         CHECK_EQ(pvs_port_set_memory(guest[i].port, guest[i].memory, &old), 0);
@@ -146,6 +173,10 @@ disconnect_guests(const struct scenario *s)
     for (uint32_t i = 0; i < s->guests; i++) {
         CHECK_EQ(pvs_port_destroy(guest[i].port), 0);
         pvd_guest_destroy(guest[i].guest);
+    }
+    if (s->tunnel) {
+        tunnel_ends_close(&lab);
+        pvs_fdb_destroy(far_fdb);
     }
 }
 
@@ -199,9 +230,9 @@ post(const struct scenario *s)
 
 /* This is what is counted. */
 static void
-poll_counted(void)
+poll_counted(const struct scenario *s)
 {
-    lab.now_ns += ROUND_NS;
+    lab.now_ns += s->tunnel ? KICKS_NS : ROUND_NS;
     CALLGRIND_TOGGLE_COLLECT;
     int work = pvs_poll_once(lab.sw, 0, lab.now_ns);
     CALLGRIND_TOGGLE_COLLECT;
@@ -231,14 +262,15 @@ run_batches(const struct scenario *s, uint32_t n)
 
     for (uint32_t i = 0; i < n; i++) {
         if (s->batch == 0) {
-            poll_counted();
+            poll_counted(s);
             done += s->guests;
             continue;
         }
         post(s);
-        for (uint32_t taken = 0, rounds = 0; taken < s->batch; rounds++) {
+        /* what goes through the kernel comes with a later round */
+        for (uint32_t taken = 0, rounds = 0; taken < s->batch || (s->tunnel && rounds < LATER); rounds++) {
             CHECK(rounds < PATIENCE);
-            poll_counted();
+            poll_counted(s);
             int reaped = pvd_tx_reap(guest[0].guest, 0);
             CHECK(reaped >= 0);
             taken += (uint32_t)reaped;
@@ -258,7 +290,7 @@ know_addresses(const struct scenario *s)
 
     for (uint32_t i = 0; i < s->macs; i++) {
         pvs_mac_store(mac, LAB_MAC(1) + i);
-        CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(guest[1].port)), 0);
+        CHECK_EQ(pvs_fdb_set_static(lab.fdb, mac, 0, pvs_port_ref(guest[1].port), 0), 0);
     }
     if (s->macs != 0 || s->batch == 0)
         return;

@@ -43,7 +43,9 @@ def make_app(
     app.on_shutdown.append(end_streams)
     app.on_response_prepare.append(_add_headers)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _bind(route, context), expect_handler=_expect)
+        # a port's name has no colon: what stands behind one, as in {port}:batch, is another path
+        path = route.path.replace("{port}", "{port:[^/:]+}")
+        app.router.add_route(route.method, path, _bind(route, context), expect_handler=_expect)
     description = json.dumps(openapi.describe(info.version))
 
     async def get_openapi(request: web.Request) -> web.Response:

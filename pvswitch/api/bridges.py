@@ -127,6 +127,9 @@ async def flush_fdb(call: Call) -> web.Response:
     """Forget the dynamic addresses that the query names; `type=static` or `type=sticky` removes those instead."""
     tags = read_if_match(call.request)
     bridge, _ = _entries(call, call.query)
+    if call.query.get("type") == "external":
+        detail = "external addresses are removed by who told them: DELETE them below /tunnels"
+        raise ApiProblem(422, detail, [ProblemError(pointer="?type", detail=detail)])
     if call.query.get("type") == "static":
         wanted = {key: call.query[key] for key in ("port", "vid") if key in call.query}
         await call.edit(edited(lambda document: _drop_static(document, bridge, wanted)), if_match=tags)
@@ -180,6 +183,11 @@ async def delete_fdb(call: Call) -> web.Response:
     """Remove a static address, or forget a learned one."""
     tags = read_if_match(call.request)
     bridge, entry = _entry(call)
+    if entry.type == "external":
+        where = f"/tunnels/{entry.port}/vnis"
+        raise ApiProblem(
+            409, f"{entry.name} was told to tunnel {entry.port!r} by a control plane: DELETE it below {where}"
+        )
     if entry.type == "static":
         wanted = {"vid": entry.vid, "mac": entry.mac}
         await call.edit(edited(lambda document: _drop_static(document, bridge, wanted)), if_match=tags)

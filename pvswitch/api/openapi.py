@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from pvswitch.api.request import PATCH_TYPES
 from pvswitch.api.routes import ROOT, ROUTES, Route
 from pvswitch.api.schemas import Problem
-from pvswitch.values import NAME_PATTERN
+from pvswitch.values import MAX_GRE_KEY, NAME_PATTERN
 
 Mode = Literal["validation", "serialization"]
 _PATH_SCHEMAS = {
@@ -30,6 +30,9 @@ _PATH_SCHEMAS = {
         "examples": ["52:54:00:12:34:56"],
     },
     "n": {"type": "integer", "minimum": 1, "examples": [1]},
+    "port": {"type": "string", "pattern": NAME_PATTERN, "examples": ["vx1"]},
+    "vni": {"type": "integer", "minimum": 0, "maximum": MAX_GRE_KEY, "examples": [10010]},
+    "address": {"type": "string", "examples": ["192.0.2.2", "2001:db8::2"]},
 }
 # The tag of a path is that of the first prefix that fits.
 _TAGS = {
@@ -40,6 +43,7 @@ _TAGS = {
     f"{ROOT}/bridges/{{br}}/mirrors": "mirrors",
     f"{ROOT}/bridges": "bridges",
     f"{ROOT}/ports": "ports",
+    f"{ROOT}/tunnels": "tunnels",
     f"{ROOT}/": "switch",
     "/": "process",
 }
@@ -51,6 +55,7 @@ _TAG_TEXTS = {
     "vlans": "Who is in which VLAN of a bridge, and what came into it.",
     "mirrors": "Frames that are sent once more, to who watches.",
     "ports": "Where virtual machines and networks are connected.",
+    "tunnels": "What tunnels do, and what a control plane tells them; no configuration, and gone with the switch.",
     "switch": "Totals, workers, and what happens.",
     "process": "Probes, metrics, this description, pages.",
 }
@@ -62,6 +67,14 @@ _EXAMPLES: dict[str, Any] = {
     "put_port": {"bridge": "br0", "mtu": 9000},
     "patch_port": {"enabled": False},
     "put_fdb": {"port": "vm1"},
+    "put_tunnel_mac": {"remote": "192.0.2.2"},
+    "change_tunnel": {
+        "add": {
+            "remotes": [{"vni": 10010, "address": "192.0.2.2"}],
+            "macs": [{"vni": 10010, "vid": 10, "mac": "52:54:00:12:34:56", "remote": "192.0.2.2"}],
+        },
+        "remove": {"remotes": [{"vni": 10010, "address": "192.0.2.3"}]},
+    },
     "put_mirror": {"select_src_port": ["vm1"], "select_dst_port": ["vm1"], "output_port": "monitor"},
 }
 # path, operation id, summary, content type: what is served beside the table

@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from pvswitch import attach
-from pvswitch.api import bridges, config, events, mirrors, ports, revisions, switch
+from pvswitch.api import bridges, config, events, mirrors, ports, revisions, switch, tunnels
 from pvswitch.api.call import Call
 from pvswitch.api.request import PAGING, Param, choice, integer, pattern
 from pvswitch.api.schemas import (
@@ -28,10 +28,23 @@ from pvswitch.api.schemas import (
     StaticEntryBody,
     Status,
     Totals,
+    TunnelBatch,
+    TunnelMacBody,
 )
 from pvswitch.events import TYPES, EventStream
 from pvswitch.model import MAX_PAIRS, Bridge, Mirror, Revision, SwitchConfig
-from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
+from pvswitch.state import (
+    ExternalRemote,
+    FdbEntry,
+    PortStats,
+    QueuePerf,
+    Rebalance,
+    TunnelChanges,
+    TunnelInfo,
+    TunnelMac,
+    VlanInfo,
+    WorkerPerf,
+)
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
@@ -81,11 +94,16 @@ _ENTRY = f"{_FDB}/{{vid}}/{{mac}}"
 _MIRRORS = f"{_BRIDGE}/mirrors"
 _MIRROR = f"{_MIRRORS}/{{name}}"
 _PORT = f"{ROOT}/ports/{{name}}"
+_TUNNEL = f"{ROOT}/tunnels/{{port}}"
+_REMOTES = f"{_TUNNEL}/vnis/{{vni}}/remotes"
+_REMOTE = f"{_REMOTES}/{{address}}"
+_MACS = f"{_TUNNEL}/vnis/{{vni}}/macs"
+_MAC = f"{_MACS}/{{vid}}/{{mac}}"
 _REVISIONS = f"{ROOT}/config/revisions"
 _FDB_FILTER = (
     pattern("port", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "vm1", "addresses on this port"),
     integer("vid", 0, 4094, "addresses of this VLAN"),
-    choice("type", "dynamic", "static", "sticky", description="addresses of this type"),
+    choice("type", "dynamic", "static", "sticky", "external", description="addresses of this type"),
 )
 _ATTACH = (
     choice("format", "qemu", "libvirt", default="qemu"),
@@ -149,6 +167,25 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", _PORT, ports.delete_port, problems=(404, *_EDIT)),
     Route("GET", f"{_PORT}/stats", ports.get_port_stats, PortStats, problems=(404,)),
     Route("GET", f"{_PORT}/attach", ports.get_attachment, Attachment, query=_ATTACH, problems=(404, 409)),
+    Route("GET", f"{ROOT}/tunnels", tunnels.list_tunnels, Page[TunnelInfo], query=PAGING),
+    Route("GET", _TUNNEL, tunnels.get_tunnel, TunnelInfo, problems=(404,)),
+    Route(
+        "POST",
+        f"{_TUNNEL}:batch",
+        tunnels.change_tunnel,
+        TunnelChanges,
+        TunnelBatch,
+        problems=(404, 409, 413),
+        acts=True,
+    ),
+    Route("GET", _REMOTES, tunnels.list_tunnel_remotes, Page[ExternalRemote], query=PAGING, problems=(404,)),
+    Route("GET", _REMOTE, tunnels.get_tunnel_remote, ExternalRemote, problems=(404,)),
+    Route("PUT", _REMOTE, tunnels.put_tunnel_remote, ExternalRemote, problems=(404, 409), creates=True, acts=True),
+    Route("DELETE", _REMOTE, tunnels.delete_tunnel_remote, problems=(404, 409), acts=True),
+    Route("GET", _MACS, tunnels.list_tunnel_macs, Page[TunnelMac], query=PAGING, problems=(404,)),
+    Route("GET", _MAC, tunnels.get_tunnel_mac, TunnelMac, problems=(404,)),
+    Route("PUT", _MAC, tunnels.put_tunnel_mac, TunnelMac, TunnelMacBody, problems=(404, 409), creates=True, acts=True),
+    Route("DELETE", _MAC, tunnels.delete_tunnel_mac, problems=(404, 409), acts=True),
     Route("GET", f"{ROOT}/events", events.stream_events, EventStream, query=_STREAM, problems=(503,), stream=True),
     Route("GET", f"{ROOT}/stats", switch.get_stats, Totals),
     Route("GET", f"{ROOT}/perf", switch.get_perf, Page[WorkerPerf], query=PAGING),

@@ -12,17 +12,22 @@ from pvswitch.model import (
     AnyPort,
     Bridge,
     Change,
+    ConfigModel,
+    GenevePort,
+    GrePort,
     Mirror,
     PcapPort,
     Revision,
     TapPort,
     VhostUserPort,
+    VxlanPort,
     port_type,
 )
 from pvswitch.state import PortState
-from pvswitch.values import Name
+from pvswitch.values import MAX_GRE_KEY, HostAddress, Int, Name, UnicastMac, Vid
 
 T = TypeVar("T")
+Network = Annotated[Int, Field(ge=0, le=MAX_GRE_KEY)]
 
 
 class ProblemError(BaseModel):
@@ -90,17 +95,45 @@ class PcapPortResource(PcapPort, Named):
     state: _State
 
 
-PORT_RESOURCES: dict[str, type[VhostUserPortResource | TapPortResource | AfPacketPortResource | PcapPortResource]] = {
+class VxlanPortResource(VxlanPort, Named):
+    """The configuration of a VXLAN tunnel, and what it is doing."""
+
+    state: _State
+
+
+class GenevePortResource(GenevePort, Named):
+    """The configuration of a Geneve tunnel, and what it is doing."""
+
+    state: _State
+
+
+class GrePortResource(GrePort, Named):
+    """The configuration of a GRE tunnel, and what it is doing."""
+
+    state: _State
+
+
+TunnelPortResource = VxlanPortResource | GenevePortResource | GrePortResource
+PORT_RESOURCES: dict[
+    str,
+    type[VhostUserPortResource | TapPortResource | AfPacketPortResource | PcapPortResource | TunnelPortResource],
+] = {
     "vhost-user": VhostUserPortResource,
     "tap": TapPortResource,
     "af_packet": AfPacketPortResource,
     "pcap": PcapPortResource,
+    "vxlan": VxlanPortResource,
+    "geneve": GenevePortResource,
+    "gre": GrePortResource,
 }
 AnyPortResource = Annotated[
     Annotated[VhostUserPortResource, Tag("vhost-user")]
     | Annotated[TapPortResource, Tag("tap")]
     | Annotated[AfPacketPortResource, Tag("af_packet")]
-    | Annotated[PcapPortResource, Tag("pcap")],
+    | Annotated[PcapPortResource, Tag("pcap")]
+    | Annotated[VxlanPortResource, Tag("vxlan")]
+    | Annotated[GenevePortResource, Tag("geneve")]
+    | Annotated[GrePortResource, Tag("gre")],
     Discriminator(port_type),
 ]
 
@@ -119,6 +152,57 @@ class StaticEntryBody(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     port: Name
+
+
+class TunnelMacBody(ConfigModel):
+    """Where an address is, as the body of a PUT."""
+
+    remote: HostAddress
+
+
+class BatchRemote(ConfigModel):
+    """A remote of one network of a tunnel."""
+
+    vni: Network
+    address: HostAddress
+
+
+class BatchMac(ConfigModel):
+    """An address behind a remote, in one network of a tunnel; `vid` is the VLAN that the network is mapped to."""
+
+    vni: Network
+    vid: Vid = 0
+    mac: UnicastMac
+    remote: HostAddress
+
+
+class BatchMacKey(ConfigModel):
+    """An address that is to be removed."""
+
+    vni: Network
+    vid: Vid = 0
+    mac: UnicastMac
+
+
+class BatchAdd(ConfigModel):
+    """What is added; what is there already may be named."""
+
+    remotes: tuple[BatchRemote, ...] = ()
+    macs: tuple[BatchMac, ...] = ()
+
+
+class BatchRemove(ConfigModel):
+    """What is removed, before anything is added; what isn't there may be named."""
+
+    remotes: tuple[BatchRemote, ...] = ()
+    macs: tuple[BatchMacKey, ...] = ()
+
+
+class TunnelBatch(ConfigModel):
+    """A change of what a tunnel was told: made as a whole or not at all, of 10,000 items at most."""
+
+    add: BatchAdd = Field(default_factory=BatchAdd)
+    remove: BatchRemove = Field(default_factory=BatchRemove)
 
 
 class PlanResult(BaseModel):

@@ -3,7 +3,8 @@
 
 Exit status: 0 done, 1 refused, 2 usage, 3 no switch running; what was refused is on stderr. What takes long to
 import is imported where it is used, so that `pvswitch --help` is quick. `switch` has the commands about the whole,
-`resources` those about ports, bridges and addresses, `ovs` their names in Open vSwitch.
+`resources` those about ports, bridges and addresses, `tunnels` those about what tunnels are told, `ovs` their names in
+Open vSwitch.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Annotated
 
 import typer
 
-from pvswitch.cli import ovs, resources, switch
+from pvswitch.cli import ovs, resources, switch, tunnels
 from pvswitch.cli.base import Context, Options, app, usage, words
 from pvswitch.errors import PvswitchError
 
-__all__ = ["app", "main", "ovs", "resources", "switch"]
+__all__ = ["app", "main", "ovs", "resources", "switch", "tunnels"]
 
 REFUSED = 1
 NO_SWITCH = 3

@@ -26,6 +26,11 @@ def ports(context: typer.Context, incomplete: str) -> list[str]:
     return _names(context, incomplete, lambda client: (port.name for port in client.ports()))
 
 
+def tunnels(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of tunnels."""
+    return _names(context, incomplete, lambda client: (tunnel.name for tunnel in client.tunnels()))
+
+
 def bridges(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of bridges."""
     return _names(context, incomplete, lambda client: (bridge.name for bridge in client.bridges()))
@@ -34,9 +39,8 @@ def bridges(context: typer.Context, incomplete: str) -> list[str]:
 def shown(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names that `show` takes after its subject."""
     subject = str(context.params.get("subject"))
-    return {"ports": ports, "stats": ports, "bridges": bridges, "fdb": bridges, "vlans": bridges}.get(
-        subject, _nothing
-    )(context, incomplete)
+    names = {"ports": ports, "stats": ports, "bridges": bridges, "fdb": bridges, "vlans": bridges, "tunnels": tunnels}
+    return names.get(subject, _nothing)(context, incomplete)
 
 
 def port_keys(incomplete: str) -> list[str]:

@@ -26,6 +26,7 @@ class Subject(StrEnum):
     BRIDGES = "bridges"
     FDB = "fdb"
     VLANS = "vlans"
+    TUNNELS = "tunnels"
     STATS = "stats"
     PERF = "perf"
     EVENTS = "events"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncGenerator, Collection, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, cast
-from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -29,20 +28,31 @@ from pvswitch.api.schemas import (
 )
 from pvswitch.client.events import Event, Place, follow, once
 from pvswitch.client.faces import operation, stream
+from pvswitch.client.paths import ROOT, bridge_path, fdb_path, mirror_path, port_path, tunnel_path
 from pvswitch.client.transport import ANY, Reply, Transport
 from pvswitch.errors import PvswitchError
 from pvswitch.model import Revision, SwitchConfig
-from pvswitch.state import FdbEntry, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
+from pvswitch.state import (
+    ExternalRemote,
+    FdbEntry,
+    PortStats,
+    QueuePerf,
+    Rebalance,
+    TunnelChanges,
+    TunnelInfo,
+    TunnelMac,
+    VlanInfo,
+    WorkerPerf,
+)
 from pvswitch.values import ELSEWHERE
 
 __all__ = ["Config", "Operations", "PlanResult"]
 
-ROOT = "/api/v1"
 MERGE = {"Content-Type": "application/merge-patch+json"}
 
 T = TypeVar("T")
 Body = BaseModel | Mapping[str, Any]
-EntryType = Literal["dynamic", "static", "sticky"]
+EntryType = Literal["dynamic", "static", "sticky", "external"]
 EventType = Literal["link", "learned", "moved", "aged", "config", "broken"]
 
 
@@ -230,6 +240,64 @@ class Operations:
         query = {"format": format, "qemu_version": qemu_version, "accel": accel, "memory": memory, "queues": queues}
         return await self._get(Attachment, f"{port_path(name)}/attach", **query)
 
+    # ---- tunnels ----
+
+    @operation
+    async def tunnels(self) -> list[TunnelInfo]:
+        """Return all tunnels: their networks, and who is on them."""
+        return await self._pages(TunnelInfo, tunnel_path())
+
+    @operation
+    async def tunnel(self, name: str) -> TunnelInfo:
+        """Return a tunnel."""
+        return await self._get(TunnelInfo, tunnel_path(name))
+
+    @operation
+    async def tunnel_remotes(self, name: str, vni: int) -> list[ExternalRemote]:
+        """Return the remotes of one network of a tunnel."""
+        return await self._pages(ExternalRemote, tunnel_path(name, vni, "remotes"))
+
+    @operation
+    async def tunnel_remote(self, name: str, vni: int, address: str) -> ExternalRemote:
+        """Return one remote."""
+        return await self._get(ExternalRemote, tunnel_path(name, vni, "remotes", address))
+
+    @operation
+    async def put_tunnel_remote(self, name: str, vni: int, address: str) -> ExternalRemote:
+        """Add a remote to one network of a tunnel, until the port or the switch goes."""
+        return await self._edit(ExternalRemote, "PUT", tunnel_path(name, vni, "remotes", address), None, None)
+
+    @operation
+    async def delete_tunnel_remote(self, name: str, vni: int, address: str) -> None:
+        """Remove a remote that was added so."""
+        await self._send("DELETE", tunnel_path(name, vni, "remotes", address), None, None)
+
+    @operation
+    async def tunnel_macs(self, name: str, vni: int) -> list[TunnelMac]:
+        """Return the addresses that were told of one network of a tunnel."""
+        return await self._pages(TunnelMac, tunnel_path(name, vni, "macs"))
+
+    @operation
+    async def tunnel_mac(self, name: str, vni: int, mac: str, *, vid: int = 0) -> TunnelMac:
+        """Return one address that was told."""
+        return await self._get(TunnelMac, tunnel_path(name, vni, "macs", f"{vid}/{mac}"))
+
+    @operation
+    async def put_tunnel_mac(self, name: str, vni: int, mac: str, remote: str, *, vid: int = 0) -> TunnelMac:
+        """Tell a tunnel which remote an address is behind, until the port or the switch goes."""
+        path = tunnel_path(name, vni, "macs", f"{vid}/{mac}")
+        return await self._edit(TunnelMac, "PUT", path, {"remote": remote}, None)
+
+    @operation
+    async def delete_tunnel_mac(self, name: str, vni: int, mac: str, *, vid: int = 0) -> None:
+        """Forget an address that was told."""
+        await self._send("DELETE", tunnel_path(name, vni, "macs", f"{vid}/{mac}"), None, None)
+
+    @operation
+    async def change_tunnel(self, name: str, body: Body) -> TunnelChanges:
+        """Remove and add remotes and addresses of a tunnel, all or nothing, 10,000 at most at a time."""
+        return await self._edit(TunnelChanges, "POST", f"{tunnel_path(name)}:batch", body, None)
+
     # ---- the switch ----
 
     @operation
@@ -349,25 +417,3 @@ def _parse(model: type[T], value: Any) -> T:
             f"the switch's answer can't be read ({place}: {first['msg']}): it is another version than this client"
         ) from None
     return answer
-
-
-def bridge_path(name: str) -> str:
-    """Return the path of a bridge."""
-    return f"{ROOT}/bridges/{quote(name, safe='')}"
-
-
-def port_path(name: str) -> str:
-    """Return the path of a port."""
-    return f"{ROOT}/ports/{quote(name, safe='')}"
-
-
-def mirror_path(bridge: str, name: str | None = None) -> str:
-    """Return the path of a bridge's mirrors, or of one of them."""
-    collection = f"{bridge_path(bridge)}/mirrors"
-    return collection if name is None else f"{collection}/{quote(name, safe='')}"
-
-
-def fdb_path(bridge: str, mac: str | None = None, vid: int = 0) -> str:
-    """Return the path of a bridge's addresses, or of one of them."""
-    collection = f"{bridge_path(bridge)}/fdb"
-    return collection if mac is None else f"{collection}/{vid}/{quote(mac, safe=':')}"

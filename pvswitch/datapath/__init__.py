@@ -6,7 +6,7 @@ the one place) and its commands into awaitables. A command returns a sequence nu
 descriptor becomes readable, finished numbers are reaped and their futures resolved. A finished command means that
 every worker has passed a burst boundary: what it replaced may be freed.
 
-Who may call: `ports.py`, `vhost_port.py` and `uplink_port.py`, on the event loop's thread, and tests. All handles
+Who may call: `ports.py` and the modules of ports and tunnels, on the event loop's thread, and tests. All handles
 belong to one `Datapath` and must be closed before it.
 """
 
@@ -30,9 +30,11 @@ from pvswitch.datapath.records import (
     QueueStatus,
     RingConf,
     RingStatus,
+    TunnelKind,
     UplinkConf,
 )
 from pvswitch.datapath.switch import Datapath
+from pvswitch.datapath.tunnel import MAX_VTEPS, NEVER, DatapathTunnel, DatapathVteps, TunnelConf, VtepInfo
 from pvswitch.datapath.views import NO_LIMIT, BridgeView, Limit, MirrorView, PortView, SecurityView
 from pvswitch.datapath.vlan import VlanCounters, VlanView
 
@@ -40,13 +42,17 @@ __all__ = [
     "COUNTERS",
     "DROP_REASONS",
     "MAX_PAIRS",
+    "MAX_VTEPS",
+    "NEVER",
     "NO_LIMIT",
     "PUNT_REASONS",
     "BridgeView",
     "Datapath",
     "DatapathHandle",
     "DatapathPort",
+    "DatapathTunnel",
     "DatapathUplink",
+    "DatapathVteps",
     "Event",
     "Fdb",
     "FdbItem",
@@ -61,9 +67,12 @@ __all__ = [
     "RingConf",
     "RingStatus",
     "SecurityView",
+    "TunnelConf",
+    "TunnelKind",
     "UplinkConf",
     "VlanCounters",
     "VlanView",
+    "VtepInfo",
     "broken_reason",
     "format_mac",
     "now_ns",

@@ -39,16 +39,22 @@ class Fdb:
         """Set the ageing time; 0 = never."""
         lib.pvs_fdb_set_aging(self._fdb, seconds)
 
-    def set_static(self, mac: bytes, vid: int, port: int) -> None:
+    def set_static(self, mac: bytes, vid: int, port: int, vtep: int = 0) -> None:
         """Make a static entry, in the place of any other; OSError ENOSPC when only static ones are left."""
-        check(lib.pvs_fdb_set_static(self._fdb, mac, vid, port))
+        check(lib.pvs_fdb_set_static(self._fdb, mac, vid, port, vtep))
 
     def remove(self, mac: bytes, vid: int) -> bool:
         """Remove an entry of either kind; False when there was none."""
         return bool(lib.pvs_fdb_remove(self._fdb, mac, vid) == 0)
 
     def flush(
-        self, *, port: int | None = None, vid: int | None = None, mac: bytes | None = None, sticky: bool | None = None
+        self,
+        *,
+        port: int | None = None,
+        vid: int | None = None,
+        mac: bytes | None = None,
+        sticky: bool | None = None,
+        vtep: int | None = None,
     ) -> int:
         """Remove the learned entries that match all that is given; return how many. `sticky`: only those, or others."""
         wanted = ffi.new("struct pvs_fdb_filter *")
@@ -58,6 +64,8 @@ class Fdb:
             wanted.by_port, wanted.port_ref = True, port
         if vid is not None:
             wanted.by_vid, wanted.vid = True, vid
+        if vtep is not None:
+            wanted.by_vtep, wanted.vtep = True, vtep
         if mac is not None:
             wanted.by_mac = True
             ffi.memmove(wanted.mac, mac, 6)
@@ -99,4 +107,4 @@ def _item(item: Any) -> FdbItem:
         kind = "static"
     elif item.is_sticky:
         kind = "sticky"
-    return FdbItem(format_mac(bytes(ffi.buffer(item.mac))), item.vid, item.port_ref, item.age_s, kind)
+    return FdbItem(format_mac(bytes(ffi.buffer(item.mac))), item.vid, item.port_ref, item.age_s, kind, item.vtep)

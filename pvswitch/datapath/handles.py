@@ -13,6 +13,9 @@ from pvswitch.datapath.records import PortCounters, QueueStatus, RingConf, RingS
 if TYPE_CHECKING:
     from pvswitch.datapath.switch import Datapath
 
+_KINDS = {"tap": lib.PVS_TAP, "packet": lib.PVS_PACKET, "file": lib.PVS_FILE, "endpoint": lib.PVS_ENDPOINT}
+TUNNEL_KINDS = {"vxlan": lib.PVS_VXLAN, "geneve": lib.PVS_GENEVE, "gre": lib.PVS_GRE}
+
 
 @dataclass(slots=True)
 class MemoryRegion:
@@ -79,7 +82,9 @@ class DatapathUplink(DatapathHandle):
     async def start_queue(self, index: int, conf: UplinkConf) -> None:
         """Start a queue: frames flow both ways from now on. OSError EPERM: the descriptor can't be polled."""
         c = ffi.new("struct pvs_uplink_conf *")
-        c.kind = {"tap": lib.PVS_TAP, "packet": lib.PVS_PACKET, "file": lib.PVS_FILE}[conf.kind]
+        c.kind = _KINDS[conf.kind]
+        if conf.kind == "endpoint":
+            c.tunnel = TUNNEL_KINDS[conf.tunnel]
         c.fd, c.uso, c.worker = conf.fd, conf.uso, conf.worker
         await self._datapath.command(lambda: lib.pvs_uplink_start(self._port, index, c))
 

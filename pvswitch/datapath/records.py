@@ -6,20 +6,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+TunnelKind = Literal["vxlan", "geneve", "gre"]
+
 # ---- what the core reports ----
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in the data path. `old_port` only for `moved`, `detail` only for `broken`."""
+    """Something that happened in the data path. `old_port` only for `moved`, `detail` only for `broken`.
 
-    kind: Literal["learned", "moved", "broken"]
+    `vtep` is the one that an address is behind, 0 for none; of `vtep` (a tunnel has learned it) and `too_big` (the
+    kernel refused a packet to it, which doesn't fit its path) the one that it is about.
+    """
+
+    kind: Literal["learned", "moved", "broken", "vtep", "too_big"]
     time_ns: int
     port: int
     vid: int = 0
     mac: str = ""
     old_port: int = 0
     detail: str = ""
+    vtep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +42,14 @@ class Punt:
 
 @dataclass(frozen=True, slots=True)
 class FdbItem:
-    """One entry of an FDB. `port` is a port's reference, `age` in seconds (0 for static)."""
+    """One entry of an FDB. `port` is a port's reference, `age` in seconds (0 for static), `vtep` 0 for none."""
 
     mac: str
     vid: int
     port: int
     age: int
     type: Literal["dynamic", "static", "sticky"]
+    vtep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +137,14 @@ class UplinkConf:
     `fd` is a tap, a packet socket or a datagram socket to who reads and writes a file, non-blocking, with a virtio-net
     header of 10 bytes; it stays the caller's, open until the queue is stopped. `uso`: the kernel takes UDP frames to be
     segmented; a file takes nothing unfinished. `worker` fetches from it, -1: that with the fewest queues.
+    An endpoint's `fd` is the socket that packets of tunnels of the kind `tunnel` come by.
     """
 
-    kind: Literal["tap", "packet", "file"]
+    kind: Literal["tap", "packet", "file", "endpoint"]
     fd: int
     uso: bool = False
     worker: int = -1
+    tunnel: TunnelKind = "vxlan"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 from pvswitch.datapath.core import PUNT_REASONS, broken_reason, check, ffi, format_mac, lib, now_ns
-from pvswitch.datapath.handles import DatapathPort, DatapathUplink
+from pvswitch.datapath.handles import DatapathHandle, DatapathPort, DatapathUplink
 from pvswitch.datapath.records import Event, Perf, Punt
+from pvswitch.datapath.tunnel import DatapathTunnel, DatapathVteps, TunnelConf
 from pvswitch.datapath.views import BridgeView, PortView
 from pvswitch.datapath.vlan import VlanCounters
 
@@ -19,10 +20,12 @@ _POLLING = {
     "interrupt": lib.PVS_POLL_INTERRUPT,
 }
 _BATCH = 128  # events or frames taken from the core before the loop has its turn again
-_EVENT_KINDS = {
+_EVENT_KINDS: dict[int, Literal["learned", "moved", "broken", "vtep", "too_big"]] = {
     lib.PVS_EV_LEARNED: "learned",
     lib.PVS_EV_MOVED: "moved",
     lib.PVS_EV_BROKEN: "broken",
+    lib.PVS_EV_VTEP: "vtep",
+    lib.PVS_EV_TOO_BIG: "too_big",
 }
 
 
@@ -100,6 +103,22 @@ class Datapath:
         """Return a new uplink with so many queues; OSError ENOSPC when all port indices are taken."""
         return DatapathUplink(self, queues)
 
+    def tunnel_port(self) -> DatapathHandle:
+        """Return a new port for a tunnel, without queues; OSError ENOSPC when all port indices are taken."""
+        return DatapathHandle(self, lambda switch, out: int(lib.pvs_tunnel_port_create(switch, out)))
+
+    def tunnel(self, conf: TunnelConf) -> DatapathTunnel:
+        """Return what a port becomes a tunnel by; OSError EINVAL, ENOMEM."""
+        return DatapathTunnel(self, self._switch, conf)
+
+    def vteps(self) -> DatapathVteps:
+        """Return the VTEPs that the switch knows, by number."""
+        return DatapathVteps(self._switch)
+
+    async def sync(self) -> None:
+        """Wait until every worker has crossed a burst boundary."""
+        await self.command(lambda: lib.pvs_sync(self._switch))
+
     def vlan_counters(self) -> VlanCounters:
         """Return counters for the VLANs of a bridge."""
         return VlanCounters(self._switch)
@@ -113,6 +132,24 @@ class Datapath:
             self._pending[seq] = future
             # shielded: a command can't be taken back, and its slot is free only when it has returned
             return check(await asyncio.shield(future))
+
+    async def commands(self, submits: Iterable[Callable[[], int]]) -> None:
+        """Submit many commands without waiting for each, and then wait for all of them."""
+        assert self._loop is not None, "attach() or start() first"
+        futures: list[asyncio.Future[int]] = []
+        for submit in submits:
+            await self._room.acquire()
+            try:
+                seq = check(submit())
+            except BaseException:
+                self._room.release()
+                raise
+            future: asyncio.Future[int] = self._loop.create_future()
+            future.add_done_callback(lambda _: self._room.release())
+            self._pending[seq] = future
+            futures.append(future)
+        for future in futures:
+            check(await asyncio.shield(future))
 
     async def publish(self, ports: Sequence[PortView], bridges: Sequence[BridgeView]) -> None:
         """Make these the tables that every worker forwards by, at once and as a whole."""
@@ -199,7 +236,9 @@ def _event(event: Any) -> Event:
     kind = _EVENT_KINDS[event.kind]
     if kind == "broken":
         return Event("broken", event.time_ns, event.port_ref, detail=broken_reason(event.detail))
+    if kind in ("vtep", "too_big"):
+        return Event(kind, event.time_ns, event.port_ref, vtep=event.vtep)
     mac = format_mac(bytes(ffi.buffer(event.mac)))
     if kind == "moved":
-        return Event("moved", event.time_ns, event.port_ref, event.vid, mac, old_port=event.detail)
-    return Event("learned", event.time_ns, event.port_ref, event.vid, mac)
+        return Event("moved", event.time_ns, event.port_ref, event.vid, mac, old_port=event.detail, vtep=event.vtep)
+    return Event("learned", event.time_ns, event.port_ref, event.vid, mac, vtep=event.vtep)

@@ -7,13 +7,13 @@ all, so that only what differs is written: a thousand ports are told anew at eac
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pvswitch.datapath.core import ffi
 from pvswitch.datapath.fdb import Fdb
 from pvswitch.datapath.handles import DatapathHandle
+from pvswitch.datapath.tunnel import DatapathTunnel
 from pvswitch.datapath.vlan import VlanCounters, VlanView, vlan_bits, vlan_mode
 
 
@@ -54,7 +54,7 @@ class MirrorView:
     vid: int = 0
     snaplen: int = 0
     drops: bool = False
-    vlans: Collection[int] | None = None
+    vlans: frozenset[int] | None = None
 
     def fill(self, conf: Any, keep: list[Any]) -> None:
         """Write it into a struct pvs_mirror_conf; `keep` gets what that points to."""
@@ -73,6 +73,7 @@ class PortView:
     `backpressure_ms`: how long known unicast waits for this port while it is full; 0 = it is dropped.
     `storm`: frames of broadcast, multicast and unknown unicast that come in; `policing`: bytes that come in, `shaping`:
     that go out. `mirror_in`, `mirror_out`: a bit for each mirror of its bridge that wants what comes in, what goes out.
+    Of a tunnel: `room`, the largest frame that fits its underlay, 0 = any; `mesh`, those of one number are apart.
     """
 
     port: DatapathHandle
@@ -88,11 +89,16 @@ class PortView:
     security: SecurityView | None = None
     mirror_in: int = 0
     mirror_out: int = 0
+    tunnel: DatapathTunnel | None = None
+    room: int = 0
+    mesh: int = 0
 
     def fill(self, conf: Any, keep: list[Any]) -> None:
         """Write it into a struct pvs_port_conf; `keep` gets what that points to."""
         conf.port, conf.bridge, conf.enabled = self.port._port, self.bridge, self.enabled
         conf.mtu, conf.backpressure_ms, conf.isolated = self.mtu, self.backpressure_ms, self.isolated
+        if self.tunnel is not None:
+            conf.tunnel, conf.room, conf.mesh = self.tunnel.tunnel, self.room, self.mesh
         if self.mirror_in or self.mirror_out:
             conf.mirror_in, conf.mirror_out = self.mirror_in, self.mirror_out
         if self.storm is not None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ _MODES = {
     "native-tagged": lib.PVS_VLAN_NATIVE_TAGGED,
     "native-untagged": lib.PVS_VLAN_NATIVE_UNTAGGED,
     "dot1q-tunnel": lib.PVS_VLAN_DOT1Q_TUNNEL,
+    "mapped": lib.PVS_VLAN_MAPPED,
 }
 
 
@@ -24,7 +25,7 @@ class VlanView:
 
     mode: str
     tag: int = 0
-    vlans: Collection[int] | None = None
+    vlans: frozenset[int] | None = None
 
 
 def vlan_mode(view: VlanView) -> int:
@@ -32,8 +33,9 @@ def vlan_mode(view: VlanView) -> int:
     return int(_MODES[view.mode])
 
 
-def vlan_bits(vids: Collection[int]) -> Any:
-    """Return a bit for each VID, as the core reads them."""
+@functools.lru_cache(maxsize=1024)
+def vlan_bits(vids: frozenset[int]) -> Any:
+    """Return a bit for each VID, as the core reads them; it is shared, and only read."""
     words = [0] * 64
     for vid in vids:
         words[vid // 64] |= 1 << vid % 64

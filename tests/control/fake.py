@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvswitch import vlan
 from pvswitch.controller import plan
 from pvswitch.errors import ApplyError
-from pvswitch.model import PcapPort, SwitchConfig, VhostUserPort
+from pvswitch.model import PcapPort, SwitchConfig, TunnelPort, VhostUserPort
 from pvswitch.state import (
+    ExternalRemote,
     FdbEntry,
     LinkReason,
     PortState,
@@ -18,11 +20,104 @@ from pvswitch.state import (
     QueueMove,
     QueuePerf,
     Rebalance,
+    TunnelChanges,
+    TunnelEndpoint,
+    TunnelInfo,
+    TunnelMac,
+    TunnelRemote,
     VlanInfo,
     WorkerLoads,
     WorkerPerf,
     link_message,
 )
+from pvswitch.tunnel_checks import network_numbers
+from pvswitch.tunnel_plane import MacChange, RemoteChange
+
+
+@dataclass
+class FakeTunnels:
+    """Keeps what it is told; refuses addresses of `foreign`."""
+
+    plane: FakeDataplane
+    told: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    addresses: dict[tuple[str, int], dict[tuple[int, str], str]] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)
+    batches: int = 0
+
+    def _port(self, name: str) -> TunnelPort:
+        port = self.plane.config.ports[name]
+        assert isinstance(port, TunnelPort)
+        return port
+
+    def endpoints(self) -> list[TunnelEndpoint]:
+        ports = [port for port in self.plane.config.ports.values() if isinstance(port, TunnelPort)]
+        names = dict.fromkeys(f"{port.type}-{port.local}-{port.udp_port}" for port in ports)
+        return [TunnelEndpoint(name=name, queues=2, running=2, drops={"unknown_vni": 5}) for name in names]
+
+    async def info(self, name: str) -> TunnelInfo:
+        port = self._port(name)
+        remotes = [TunnelRemote(address=address, origin="static") for address in port.remotes]
+        for (owner, vni), found in self.told.items():
+            if owner == name:
+                remotes += [TunnelRemote(address=address, origin="external", vni=vni) for address in found]
+        return TunnelInfo(
+            name=name,
+            bridge=port.bridge or "",
+            type=port.type,
+            local=port.local,
+            dst_port=port.udp_port,
+            vni=port.networks,
+            vnis=len(network_numbers(port)),
+            remotes=remotes,
+            macs=sum(len(found) for (owner, _), found in self.addresses.items() if owner == name),
+            room=1464,
+            mtu=1450,
+            endpoint=self.endpoints()[0],
+        )
+
+    def remotes(self, name: str, vni: int) -> list[ExternalRemote]:
+        told = self.told.get((name, vni), [])
+        static = [address for address in self._port(name).remotes if address not in told]
+        return [
+            *(ExternalRemote(name=address, address=address, vni=vni, origin="static") for address in static),
+            *(ExternalRemote(name=address, address=address, vni=vni, origin="external") for address in told),
+        ]
+
+    def macs(self, name: str, vni: int) -> list[TunnelMac]:
+        return [
+            TunnelMac(name=f"{vid}/{mac}", vid=vid, mac=mac, remote=remote)
+            for (vid, mac), remote in self.addresses.get((name, vni), {}).items()
+        ]
+
+    async def change(
+        self,
+        name: str,
+        *,
+        add_remotes: Sequence[RemoteChange] = (),
+        remove_remotes: Sequence[RemoteChange] = (),
+        add_macs: Sequence[MacChange] = (),
+        remove_macs: Sequence[MacChange] = (),
+    ) -> TunnelChanges:
+        self.batches += 1
+        added = removed = 0
+        if any(item.mac in self.foreign for item in add_macs):
+            raise ApplyError("it is a static address already: remove it there first", f"#/ports/{name}")
+        for item in remove_remotes:
+            if item.address in self.told.get((name, item.vni), []):
+                self.told[name, item.vni].remove(item.address)
+                removed += 1
+        for mac in remove_macs:
+            removed += self.addresses.get((name, mac.vni), {}).pop((mac.vid, mac.mac), None) is not None
+        for item in add_remotes:
+            told = self.told.setdefault((name, item.vni), [])
+            if item.address not in told:
+                told.append(item.address)
+                added += 1
+        for mac in add_macs:
+            found = self.addresses.setdefault((name, mac.vni), {})
+            added += found.get((mac.vid, mac.mac)) != mac.remote
+            found[mac.vid, mac.mac] = mac.remote or ""
+        return TunnelChanges(added=added, removed=removed)
 
 
 @dataclass
@@ -36,6 +131,9 @@ class FakeDataplane:
     is_ready: bool = True
     workers: int = 2
     queue_worker: int = 0  # of vm1's only queue
+
+    def __post_init__(self) -> None:
+        self.tunnels = FakeTunnels(self)
 
     async def prepare(self, new: SwitchConfig) -> object:
         self.calls.append("prepare")
@@ -58,6 +156,8 @@ class FakeDataplane:
 
     def port_state(self, name: str) -> PortState:
         port = self.config.ports[name]
+        if isinstance(port, TunnelPort):
+            return PortState(link="up", mtu=1450)
         if isinstance(port, PcapPort):
             message = None if port.write else "played 3 frames, finished"
             return PortState(link="up", message=message)

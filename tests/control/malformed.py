@@ -24,6 +24,14 @@ def pcap(**settings: Any) -> dict[str, Any]:
     return {"ports": {"f": {"type": "pcap", **settings}}}
 
 
+TUNNEL = {"type": "vxlan", "vni": 7, "local": "192.0.2.1"}
+
+
+def tunnel(**settings: Any) -> dict[str, Any]:
+    own = {key: value for key, value in TUNNEL.items() if key != "vni" or settings.get("type") != "gre"}
+    return {"ports": {"t": {**own, **settings}}}
+
+
 # What it is -> (document, places, a part of the first message)
 MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "unknown key": ({"portz": {}}, ["portz"], "did you mean `ports`"),
@@ -117,7 +125,7 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "port name": ({"ports": {"-vm": {}}}, ["ports.-vm"], "not a name"),
     "long port name": ({"ports": {"v" * 64: {}}}, ["ports." + "v" * 64], "not a name"),
     "1025 ports": ({"ports": {f"p{i}": {} for i in range(1025)}}, ["ports"], "at most 1024"),
-    "port type": (ports(type="vxlan", vni=1, dst_port=1), ["ports.vm1.type"], "`vxlan` is not available"),
+    "port type": (ports(type="stt", vni=1, dst_port=1), ["ports.vm1.type"], "must be one of `vhost-user`"),
     "unknown port type": (
         ports(type="tapp", ifname="t"),
         ["ports.vm1.type"],
@@ -137,7 +145,7 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
         ["ports.vm1.queues"],
         "a key of vhost-user and tap ports",
     ),
-    "tunnel's key": (tap(vni=1), ["ports.t.vni"], "`vni` is not available"),
+    "tunnel's key": (tap(vni=1), ["ports.t.vni"], "a key of vxlan and geneve ports"),
     "tap's typo": (tap(adresses=[]), ["ports.t.adresses"], "did you mean `addresses`"),
     "no ifname": (ports(type="tap"), ["ports.vm1.ifname"], "is missing"),
     "no ifname, and more": (
@@ -206,7 +214,71 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
         ["ports.tap.mtu", "ports.af_packet.tap"],
         "at least 68",
     ),
-    "vni": (ports(vni=1), ["ports.vm1.vni"], "`vni` is not available"),
+    "vni": (ports(vni=1), ["ports.vm1.vni"], "a key of vxlan and geneve ports"),
+    "tunnel without anything": (ports(type="vxlan"), ["ports.vm1.local", "ports.vm1.vni"], "is missing"),
+    "tunnel without vni": (tunnel(vni=None), ["ports.t.vni"], "must be a number, or a map of VLANs"),
+    "vni too large": (tunnel(vni=1 << 24), ["ports.t.vni"], "must be from 0 to 16777215"),
+    "vni true": (tunnel(vni=True), ["ports.t.vni"], "must be a number, or a map"),
+    "key too large": (tunnel(type="gre", key=1 << 32), ["ports.t.key"], "must be from 0 to 4294967295"),
+    "vxlan with key": (tunnel(key=1), ["ports.t.key"], "a key of gre ports"),
+    "gre with dst_port": (tunnel(type="gre", dst_port=1), ["ports.t.dst_port"], "a key of vxlan and geneve ports"),
+    "map without VLANs": (tunnel(vni={}), ["ports.t.vni"], "maps no VLAN"),
+    "map of VLAN 0": (tunnel(vni={"0": 1}), ["ports.t.vni"], "has VLAN 0"),
+    "map of VLAN 4095": (tunnel(vni={"4095": 1}), ["ports.t.vni"], "from 0 to 4094"),
+    "map with a word": (tunnel(vni={"ten": 1}), ["ports.t.vni"], "has 'ten'"),
+    "map of unequal ranges": (tunnel(vni={"1-10": "1-9"}), ["ports.t.vni"], "has 10 VLANs for 9 VNIs"),
+    "map backwards": (tunnel(vni={"9-1": "9-1"}), ["ports.t.vni"], "the lower one of a range first"),
+    "VLAN twice in a map": (tunnel(vni={"10-12": "1-3", "12": 9}), ["ports.t.vni"], "has VLAN 12 twice"),
+    "VNI twice in a map": (tunnel(vni={"10-12": "1-3", "13": 2}), ["ports.t.vni"], "has 2 for two VLANs"),
+    "mapped tunnel with VLANs": (
+        tunnel(vni={"10": 1}, vlan_mode="access", tag=1, trunks=[1], cvlans=[1]),
+        ["ports.t.vlan_mode", "ports.t.tag", "ports.t.trunks", "ports.t.cvlans"],
+        "doesn't go with a map of VLANs",
+    ),
+    "local is no address": (tunnel(local="here"), ["ports.t.local"], "must be an address like"),
+    "local is any": (tunnel(local="0.0.0.0"), ["ports.t.local"], "not the address of one host"),
+    "local of a link": (tunnel(local="fe80::1"), ["ports.t.local"], "another host on each link"),
+    "local mapped": (tunnel(local="::ffff:192.0.2.1"), ["ports.t.local"], "write 192.0.2.1"),
+    "remote is a group": (tunnel(remotes=["239.1.1.1"]), ["ports.t.remotes[0]"], "not the address of one host"),
+    "remote is local": (tunnel(remotes=["192.0.2.1"]), ["ports.t.remotes[0]"], "is this port's `local`"),
+    "remote twice": (tunnel(remotes=["192.0.2.2", "192.0.2.2"]), ["ports.t.remotes[1]"], "is listed already"),
+    "remote of another family": (tunnel(remotes=["2001:db8::1"]), ["ports.t.remotes[0]"], "are not both IPv4"),
+    "1025 remotes": (
+        tunnel(remotes=[f"10.0.{i >> 8}.{i & 255}" for i in range(1, 1026)]),
+        ["ports.t.remotes"],
+        "at most 1024",
+    ),
+    "no remotes and no learning": (tunnel(remotes=[], learning=False), ["ports.t.remotes"], "`external: true`"),
+    "ttl 0": (tunnel(ttl=0), ["ports.t.ttl"], "must be at least 1"),
+    "tos with ECN": (tunnel(tos=3), ["ports.t.tos"], "a multiple of 4"),
+    "tos true": (tunnel(tos=True), ["ports.t.tos"], "must be `inherit`"),
+    "udp_csum": (tunnel(udp_csum="yes"), ["ports.t.udp_csum"], "must be"),
+    "tunnel that waits": (tunnel(on_full="backpressure"), ["ports.t.on_full"], "doesn't go with tunnels"),
+    "network twice": (
+        {"ports": {"a": TUNNEL, "b": TUNNEL | {"vni": {"10-20": "1-11"}}}},
+        ["ports.b.vni"],
+        "`vni` 7 at 192.0.2.1 belongs to port 'a' already",
+    ),
+    "no key twice": (
+        {"ports": {name: {"type": "gre", "local": "192.0.2.1"} for name in "ab"}},
+        ["ports.b.key"],
+        "what has no `key` at 192.0.2.1 belongs to port 'a' already",
+    ),
+    "two types on one UDP port": (
+        {"ports": {"a": TUNNEL, "b": TUNNEL | {"type": "geneve", "dst_port": 4789}}},
+        ["ports.b.dst_port"],
+        "is where the vxlan of port 'a' comes in",
+    ),
+    "32 meshes": (
+        {"ports": {f"p{i}{j}": TUNNEL | {"vni": i, "local": f"10.0.0.{j}"} for i in range(32) for j in (1, 2)}},
+        ["ports.p312"],
+        "more than 31 such groups",
+    ),
+    "tunnel with wrong and missing values": (
+        tunnel(local="x", remotes=["192.0.2.2"], bridge="br9"),
+        ["ports.t.local", "ports.t.bridge"],
+        "must be an address like",
+    ),
     "no senders": (ports(port_security={"max_macs": 0}), ["ports.vm1.port_security.max_macs"], "at least 1"),
     "sticky without an end": (
         ports(port_security={"sticky": True}),

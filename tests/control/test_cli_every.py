@@ -78,6 +78,29 @@ EXAMPLES = [
     Example("port qemu-args replay", "port 'replay' has type pcap", 1),
     Example("port del replay"),
     Example("port del tape"),
+    Example("show tunnels", "no tunnels: add one"),
+    Example("port add vx lab type=vxlan vni=100 local=192.0.2.1 remotes=192.0.2.2,192.0.2.3", "vx"),
+    Example("port add vx2 lab type=vxlan vni=100 local=192.0.2.1 remotes=192.0.2.2", "belongs to port 'vx' already", 1),
+    Example('port add gn lab type=geneve vni={"10":1010,"20-29":"2020-2029"} local=192.0.2.1', "gn"),
+    Example("port add gr lab type=gre key=7 local=2001:db8::1 remotes=2001:db8::2 tos=184", "gr"),
+    Example("show ports", "192.0.2.1 -> 192.0.2.2 192.0.2.3"),
+    Example("show tunnels", "11 by VLAN"),
+    Example("show tunnels vx -f json", '"mtu": 1450'),
+    Example("doctor vx", "link up; vxlan at 192.0.2.1, remotes: 192.0.2.2, 192.0.2.3; frames of up to 1450 bytes"),
+    Example("tunnel remote add vx 100 192.0.2.9"),
+    Example("show tunnels", "192.0.2.9 (external)"),
+    Example("tunnel remote add vx 101 192.0.2.9", "no network of tunnel 'vx' with VNI '101'", 1),
+    Example("tunnel remote add p1 100 192.0.2.9", "there is no tunnel 'p1'", 1),
+    Example("tunnel remote del vx 100 192.0.2.9"),
+    Example("tunnel remote del vx 100 192.0.2.2", "is a remote of the configuration", 1),
+    Example("tunnel mac add gn 2025 25 52:54:00:00:00:09 192.0.2.2"),
+    Example("tunnel mac add gn 2025 24 52:54:00:00:00:09 192.0.2.2", "must be 25, the VLAN that 2025 is mapped to", 1),
+    Example("tunnel mac del gn 2025 25 52:54:00:00:00:09"),
+    Example("tunnel mac del gn 2025 25 52:54:00:00:00:09", "there is no address", 1),
+    Example("port set vx on_full=backpressure", "doesn't go with tunnels", 1),
+    Example("port del vx"),
+    Example("port del gn"),
+    Example("port del gr"),
     Example("port set p1 mtu= enabled=false"),
     Example("show vlans lab", "no VLANs: every port is a trunk of all of them"),
     Example("port set p1 vlan_mode=native-untagged tag=10 trunks=20,100-102"),
@@ -198,7 +221,7 @@ def command_of(line: str) -> tuple[str, list[str]]:
     words = line.split()
     before = [word for word in words if words.index(word) == 0 and word.startswith("--")]
     words = words[len(before) :]
-    size = 2 if " ".join(words[:2]) in LEAVES else 1
+    size = next((size for size in (3, 2) if " ".join(words[:size]) in LEAVES), 1)
     return " ".join(words[:size]), [*before, *words[size:]]
 
 

@@ -32,6 +32,9 @@ from tests.control.conftest import MAC, Switch
 # What `put_config` sends: nothing but bridge br0, in the folders of the switch.
 DOCUMENT: dict[str, Any] = {}
 
+INTO_A_TUNNEL = dict.fromkeys(("mtu", "socket", "mode", "queues", "features", "rxq_affinity"))
+INTO_A_TUNNEL |= {"type": "vxlan", "vni": 7, "local": "2001:db8::1"}
+
 # Each call once, in an order in which each finds what it needs and nothing is left behind.
 CALLS: dict[str, Callable[[Any], Any]] = {
     "config": lambda c: c.config(),
@@ -56,7 +59,18 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "delete_mirror": lambda c: c.delete_mirror("new", "m"),
     "flush_fdb": lambda c: c.flush_fdb("new", port="p", vid=0),
     "put_config": lambda c: c.put_config(DOCUMENT, dry_run=True),
-    "patch_config": lambda c: c.patch_config({"ports": {"p": {"mtu": None}}}),
+    "patch_config": lambda c: c.patch_config({"ports": {"p": INTO_A_TUNNEL}}),
+    "tunnels": lambda c: c.tunnels(),
+    "tunnel": lambda c: c.tunnel("p"),
+    "put_tunnel_remote": lambda c: c.put_tunnel_remote("p", 7, "2001:db8::2"),
+    "tunnel_remote": lambda c: c.tunnel_remote("p", 7, "2001:db8::2"),
+    "tunnel_remotes": lambda c: c.tunnel_remotes("p", 7),
+    "delete_tunnel_remote": lambda c: c.delete_tunnel_remote("p", 7, "2001:db8::2"),
+    "put_tunnel_mac": lambda c: c.put_tunnel_mac("p", 7, MAC, "2001:db8::2", vid=5),
+    "tunnel_mac": lambda c: c.tunnel_mac("p", 7, MAC, vid=5),
+    "tunnel_macs": lambda c: c.tunnel_macs("p", 7),
+    "delete_tunnel_mac": lambda c: c.delete_tunnel_mac("p", 7, MAC, vid=5),
+    "change_tunnel": lambda c: c.change_tunnel("p", {"remove": {"remotes": [{"vni": 7, "address": "2001:db8::2"}]}}),
     "delete_port": lambda c: c.delete_port("p", if_match="*"),
     "delete_bridge": lambda c: c.delete_bridge("new"),
     "revisions": lambda c: c.revisions(),
@@ -140,6 +154,8 @@ async def test_every_call_by_both_clients(switch: Switch, monkeypatch: pytest.Mo
     assert awaited["events"][0].data.type == "reset"
     assert (awaited["rebalance"].moves[0].source, awaited["rebalance"].applied) == (0, False)
     assert awaited["revisions"][-1].number == 1
+    assert (awaited["tunnel"].local, awaited["tunnel_macs"][0].remote) == ("2001:db8::1", "2001:db8::2")
+    assert (awaited["tunnel_remote"].origin, awaited["change_tunnel"].removed) == ("external", 0)
     assert "pvswitch_port_rx_packets_total" in awaited["metrics"]
     for route in ROUTES:
         pattern = re.sub(r"{\w+}", "[^/]+", route.path)
