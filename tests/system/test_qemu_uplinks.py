@@ -12,7 +12,6 @@ import base64
 import contextlib
 import os
 import re
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.conftest import RequirePeer, missing_peer
 from tests.system import uplinks
 from tests.system.conftest import StartSwitch, from_environment, ping, transfer
 from tests.system.raw import RawSocket
+from tests.system.recording import GOOD, explained, record
 from tests.system.traffic import Host, send_frames, udp_rounds
 from tests.system.uplinks import FAMILIES, KINDS, Lab, Side, addresses
 
@@ -43,7 +43,6 @@ EXPERIMENTAL = 0x88B5
 IPV4 = b"\x08\x00"
 TPIDS = (b"\x81\x00", b"\x88\xa8")
 RETURN_SECONDS = 70.0  # a guest believes a neighbour for up to 45 s, then asks: a wire made anew has another address
-GOOD = "1"  # tshark's word for a checksum that is right
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -126,43 +125,6 @@ async def test_multicast(lab: Lab, kind: str) -> None:
 # ---- what arrives at a side without offloads
 
 
-@contextlib.asynccontextmanager
-async def capture(namespace: Namespace, device: str, file: Path) -> AsyncIterator[None]:
-    """Record all frames on an interface of a namespace during the body."""
-    process = await asyncio.create_subprocess_exec(
-        *("setpriv", "--pdeathsig", "KILL", "--", *namespace.launcher),
-        *("tcpdump", "-Z", "root", "-B", "32768", "-U", "-ni", device, "-w", str(file)),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(20):
-            while b"listening on" not in await process.stderr.readline():
-                pass
-        yield
-        # When the last frame of all is in the file, so is every one before it.
-        sentinel = os.urandom(60)
-        async with RawSocket(namespace.path, device) as sock:
-            await sock.send(sentinel)
-        await asyncio.to_thread(wait_for_bytes, file, sentinel)
-        process.terminate()
-        async with asyncio.timeout(20):
-            _, told = await process.communicate()
-        assert re.search(rb"\b0 packets dropped by kernel", told), told
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-def wait_for_bytes(file: Path, wanted: bytes) -> None:
-    """Wait until they are in the file."""
-    deadline = time.monotonic() + 20
-    while wanted not in file.read_bytes():
-        assert time.monotonic() < deadline, "tcpdump did not record the last frame"
-        time.sleep(0.05)
-
-
 async def judged(file: Path) -> list[dict[str, str]]:
     """What tshark says of each recorded frame: its length, who sent it, and its checksums."""
     fields = {
@@ -174,17 +136,7 @@ async def judged(file: Path) -> list[dict[str, str]]:
         "v4": "ip.src",
         "v6": "ipv6.src",
     }
-    wanted = [word for name in fields.values() for word in ("-e", name)]
-    options = [word for name in ("ip", "tcp", "udp") for word in ("-o", f"{name}.check_checksum:TRUE")]
-    process = await asyncio.create_subprocess_exec(
-        *("tshark", "-n", "-r", str(file), *options, "-T", "fields", "-E", "occurrence=f", *wanted),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    async with asyncio.timeout(120):
-        output, _ = await process.communicate()
-    assert process.returncode == 0
-    return [dict(zip(fields, line.split("\t"), strict=True)) for line in output.decode().splitlines()]
+    return await explained(file, fields)
 
 
 def bytes_of(file: Path, number: int) -> str:
@@ -206,7 +158,7 @@ async def test_checksums_are_right_beyond_the_uplink(
     large = (await lab.stats(side.port))["rx_1523_to_max_packets"]
     for namespace, device in wire:
         await uplinks.offload(namespace, device, False)
-    async with capture(far, "far0", tmp_path / "seen"):
+    async with record(far, "far0", tmp_path / "seen"):
         for family in FAMILIES:
             near_address, far_address = side.near_addresses[family], far_addresses[family]
             await transfer(side.guest, far, in_url(near_address), megabytes=1)
