@@ -20,6 +20,7 @@ from typing import NamedTuple
 from pvswitch.bench.errors import BenchError
 
 PVSWITCH, OVS, TESTPMD, BRIDGE, QEMU_TAP = "pvswitch", "OVS-DPDK", "testpmd io", "bridge", "QEMU tap"
+KERNEL = "kernel vxlan"
 
 NET_HEADER = 12
 RING = 1024
@@ -40,6 +41,8 @@ FIGURES: Mapping[str, Figure] = {
     "mpps": Figure("Mpps", 3),
     "gbits": Figure("Gbit/s", 2),
     "cycles": Figure("cycles/packet", 0, more_is_better=False),
+    "burst": Figure("frames/burst", 1),
+    "per_message": Figure("frames/message", 1),
     "loss": Figure("% lost", 2, more_is_better=False),
     "p50_us": Figure("us p50", 1, more_is_better=False),
     "p99_us": Figure("us p99", 1, more_is_better=False),
@@ -135,7 +138,32 @@ class Silence:
     seconds: float
 
 
-Work = Frames | Latency | Circle | Tcp | Uplink | Idle | Silence
+@dataclass(frozen=True)
+class TunnelTcp:
+    """One TCP stream each way between two QEMU guests on two hosts, through a VXLAN."""
+
+
+@dataclass(frozen=True)
+class TunnelFrames:
+    """Frames go `out` by the switch under test into a VXLAN, or come `in` by it; see `tunnel_frames`.
+
+    With `single` the hosts' network cards neither cut nor sum: packets go one by one.
+    """
+
+    frames: Frames
+    way: str
+    single: bool = False
+
+
+@dataclass(frozen=True)
+class TunnelFlood:
+    """A broadcast goes to a guest on the same host, which closes the loop, and to all remotes of a VXLAN."""
+
+    frames: Frames
+    remotes: int
+
+
+Work = Frames | Latency | Circle | Tcp | Uplink | Idle | Silence | TunnelTcp | TunnelFrames | TunnelFlood
 
 
 class Against(NamedTuple):
@@ -321,6 +349,35 @@ def _by_testpmd() -> Iterator[Case]:
         )
 
 
+def _by_tunnel() -> Iterator[Case]:
+    yield Case(
+        "tunnel-tcp",
+        "TCP between QEMU guests on two hosts, by VXLAN",
+        TunnelTcp(),
+        figure="gbits",
+        switches=(PVSWITCH, OVS, KERNEL),
+        seconds=5,
+    )
+    for single in (False, True):
+        for way, words in (("out", "into"), ("in", "out of")):
+            for size in (64, 1450):
+                yield Case(
+                    f"tunnel-{way}-{size}{'-single' if single else ''}",
+                    f"{size} B {words} a VXLAN{', packets one by one' if single else ''}",
+                    TunnelFrames(Frames(size), way, single),
+                    figure="cycles",
+                    switches=(PVSWITCH, OVS),
+                )
+    for remotes in (1, 10, 100):
+        yield Case(
+            f"tunnel-replication-{remotes}",
+            f"64 B, broadcast to {remotes} remotes of a VXLAN, per copy",
+            TunnelFlood(Frames(64, flood=True), remotes),
+            figure="cycles",
+            switches=(PVSWITCH, OVS),
+        )
+
+
 def _special() -> Iterator[Case]:
     yield Case(
         "tcp",
@@ -369,6 +426,7 @@ CASES: tuple[Case, ...] = (
     *_overrun(),
     *_by_testpmd(),
     *_special(),
+    *_by_tunnel(),
 )
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pvswitch.bench import tcp, uplink
+from pvswitch.bench import tcp, tunnel_frames, tunnel_tcp, uplink
 from pvswitch.bench.cases import (
     FIGURES,
     PVSWITCH,
@@ -27,6 +27,9 @@ from pvswitch.bench.cases import (
     Latency,
     Silence,
     Tcp,
+    TunnelFlood,
+    TunnelFrames,
+    TunnelTcp,
     Uplink,
 )
 from pvswitch.bench.circle import circle
@@ -41,6 +44,7 @@ from pvswitch.errors import PvswitchError
 from pvswitch.vm import MissingTool, build_image, find_qemu
 
 WARM_UP_SECONDS = 0.2
+Start = Callable[[Wanted], AbstractAsyncContextManager[Running]]
 # A switch that has many addresses to learn may let some go by and take them at their next frame: pvswitch learns 8,192
 # in a second.
 LEARN_SECONDS = 30.0
@@ -115,9 +119,12 @@ class Turn:
 
 
 @asynccontextmanager
-async def _started(turn: Turn, wanted: Wanted) -> AsyncIterator[tuple[Running, Generator]]:
-    """Start both processes at a time; the guests leave before the switch ends."""
-    async with Generator(turn.bench.cpus[1]) as generator, SWITCHES[turn.switch](wanted) as running:
+async def _started(turn: Turn, wanted: Wanted, start: Start | None = None) -> AsyncIterator[tuple[Running, Generator]]:
+    """Start both processes at a time; the guests leave before the switch ends. `start` is another way to start it."""
+    async with (
+        Generator(turn.bench.cpus[1]) as generator,
+        (start or SWITCHES[turn.switch])(wanted) as running,
+    ):
         yield running, generator
         await generator.close()
 
@@ -153,11 +160,12 @@ def _wanted(turn: Turn, frames: Frames) -> Wanted:
     )
 
 
-async def _frames(turn: Turn, work: Frames) -> list[Sample]:
-    async with _started(turn, _wanted(turn, work)) as (running, generator):
+async def _frames(turn: Turn, work: Frames, start: Start | None = None, *, copies: int = 0) -> list[Sample]:
+    """Measure frames; of each there are further `copies` for remotes, and cycles are those of such a copy."""
+    async with _started(turn, _wanted(turn, work), start) as (running, generator):
         await _ready(generator, running, work)
         await generator.run(work, WARM_UP_SECONDS)
-        others = Others(running.pid, generator.pid)
+        others = Others(running.pid, generator.pid, *running.beside)
 
         async def measure_one(seconds: float) -> tuple[Outcome, Spent | None]:
             await running.begin()
@@ -172,11 +180,25 @@ async def _frames(turn: Turn, work: Frames) -> list[Sample]:
     figures = {"mpps": counted.mpps, "gbits": counted.mpps * work.size * 8 / 1e3}
     spent = [one for _, one in slices.counting if one is not None]
     if spent and counted.received:
-        figures["cycles"] = sum(one.cycles for one in spent) / counted.received
+        figures["cycles"] = sum(one.cycles for one in spent) / (counted.received * (copies or 1))
+    if start is not None:
+        figures |= _shares(spent, counted.received * (copies or 1))
     if turn.case.loss_allowed and counted.sent:
         figures["loss"] = 100 * counted.lost / (counted.sent * counted.copies)
     whole = total(outcome for outcome, _ in slices.all)
-    return [turn.sample(figures, whole, others=round(others.cores(), 3), **slices.seen)]
+    sample = turn.sample(figures, whole, others=round(others.cores(), 3), **slices.seen)
+    carried = sum(one.carried for _, one in slices.all if one is not None)
+    if carried < whole.received * copies:
+        fault = f"{carried:,} of {whole.received * copies:,} copies for remotes left the host"
+        sample = replace(sample, faults=(*sample.faults, fault))
+    return [sample]
+
+
+def _shares(spent: Sequence[Spent], packets: int) -> dict[str, float]:
+    """Return how many frames shared a burst, and how many packets a message of the host's stack."""
+    bursts, messages = sum(one.bursts for one in spent), sum(one.messages for one in spent)
+    figures = {"burst": sum(one.packets for one in spent) / bursts} if bursts else {}
+    return figures | ({"per_message": packets / messages} if messages else {})
 
 
 async def _latency(turn: Turn, work: Latency) -> list[Sample]:
@@ -247,6 +269,12 @@ async def _measure(turn: Turn) -> list[Sample]:
             return await _streams(turn, tcp.LABS)
         case Uplink():
             return await _streams(turn, uplink.LABS)
+        case TunnelTcp():
+            return await _streams(turn, tunnel_tcp.LABS)
+        case TunnelFrames() as work:
+            return await _frames(turn, work.frames, tunnel_frames.pair(turn.switch, work, turn.bench.cpus[1]))
+        case TunnelFlood() as work:
+            return await _frames(turn, work.frames, tunnel_frames.flood(turn.switch, work), copies=work.remotes)
         case Idle() as work:
             return await _idle(turn, work)
         case Silence() as work:
@@ -322,4 +350,4 @@ def _line(sample: Sample) -> str:
         f"{sample.figures[key]:,.{kind.digits}f} {kind.unit}" for key, kind in FIGURES.items() if key in sample.figures
     ]
     where = f"{sample.case} {sample.part}".strip()
-    return f"round {sample.round}  {where:<24} {sample.switch:<10} {'  '.join([*words, *sample.faults])}"
+    return f"round {sample.round}  {where:<24} {sample.switch:<12} {'  '.join([*words, *sample.faults])}"

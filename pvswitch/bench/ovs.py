@@ -45,7 +45,8 @@ class Ovs:
 
     `macs` addresses fit into its table, `mtu` is that of all ports. `tso` is its `userspace-tso-enable`; as only ports
     of type dpdkvhostuserclient offer TSO then, all are, and it is the guests that have to listen on `sockets`.
-    `settings` are further ones of its start, as `other_config:key=value`.
+    `settings` are further ones of its start, as `other_config:key=value`. `launcher` are words that start the switch by
+    exec, such as those of a network namespace; `memory` is what it takes of hugepages, in MiB.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Ovs:
         mtu: int = 1500,
         tso: bool = False,
         settings: Sequence[str] = (),
+        launcher: Sequence[str] = (),
+        memory: int = 1024,
     ) -> None:
         """Nothing is started yet; the folder is made."""
         self._ports = ports
@@ -65,6 +68,8 @@ class Ovs:
         self._mtu = mtu
         self._tso = tso
         self._settings = settings
+        self._launcher = launcher
+        self._memory = memory
         self._folder = Path(tempfile.mkdtemp(prefix="pvswitch-ovs-"))
         self._daemons: list[asyncio.subprocess.Process] = []
         self._environment = {
@@ -111,11 +116,11 @@ class Ovs:
 
     async def clear_stats(self) -> None:
         """Start counting cycles anew."""
-        await self._appctl("dpif-netdev/pmd-stats-clear")
+        await self.appctl("dpif-netdev/pmd-stats-clear")
 
     async def stats(self) -> PmdStats:
         """Return the poll thread's cycles per packet since the last clear."""
-        output = (await self._appctl("dpif-netdev/pmd-stats-show")).split("main thread:")[0]
+        output = (await self.appctl("dpif-netdev/pmd-stats-show")).split("main thread:")[0]
 
         def number(pattern: str) -> float:
             found = re.search(pattern, output)
@@ -139,7 +144,7 @@ class Ovs:
 
     async def addresses(self) -> int:
         """Return how many addresses the bridge knows."""
-        output = await self._appctl("fdb/stats-show", "br0")
+        output = await self.appctl("fdb/stats-show", "br0")
         found = re.search(r"MAC entries in the table: (\d+)/", output)
         if found is None:
             raise OvsError(f"no number of addresses in fdb/stats-show:\n{output}")
@@ -159,12 +164,12 @@ class Ovs:
             f"other_config:pmd-cpu-mask={1 << self._pmd_cpu:#x}",
             f"other_config:dpdk-lcore-mask={1 << self._pmd_cpu:#x}",
             f"other_config:userspace-tso-enable={str(self._tso).lower()}",
-            "other_config:dpdk-socket-mem=1024",
+            f"other_config:dpdk-socket-mem={self._memory}",
             "other_config:dpdk-extra=--no-pci --in-memory --file-prefix pvswitch-ovs",
             *self._settings,
         )
         await self._daemon(
-            *(VSWITCHD, f"unix:{socket}", f"--unixctl={self._folder}/switch.ctl"),
+            *(*self._launcher, VSWITCHD, f"unix:{socket}", f"--unixctl={self._folder}/switch.ctl"),
             *("-vconsole:off", f"--log-file={self._folder}/switch.log"),
         )
         await self._wait_for(self._folder / "switch.ctl")
@@ -197,7 +202,8 @@ class Ovs:
             "ovs-vsctl", f"--db=unix:{self._folder}/db.sock", f"--timeout={DEADLINE:.0f}", *arguments
         )
 
-    async def _appctl(self, *arguments: str) -> str:
+    async def appctl(self, *arguments: str) -> str:
+        """Return what ovs-appctl prints."""
         return await self._call(
             "ovs-appctl", f"--target={self._folder}/switch.ctl", f"--timeout={DEADLINE:.0f}", *arguments
         )

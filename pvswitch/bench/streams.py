@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP between two ends over a switch: what `tcp` and `uplink` share.
+"""TCP between two ends over a switch: what `tcp`, `uplink` and `tunnel_tcp` share.
 
 A lab is two ends on a running switch. After a short stream that isn't counted iperf3 sends one TCP stream from the
 first end to the second and then one back. Nothing is pinned. What a figure cost is told in cores: CPU time per second
-of the switch's process, of the QEMUs, and of everything else on the machine (for a bridge: its kernel part).
+of the switch's processes, of the QEMUs, and of everything else on the machine (for a bridge: its kernel part).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class End(Protocol):
 
 @dataclass(frozen=True)
 class Lab:
-    """Two ends on a running switch, with their addresses, the guests among them, and the switch's process if any."""
+    """Two ends on a running switch, with their addresses, the guests among them, and the switch's processes if any."""
 
     ends: Mapping[str, End]
     guests: Sequence[Machine]
-    pid: int | None = None
+    pids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,13 @@ def tap(ifname: str) -> list[str]:
 
 @asynccontextmanager
 async def machine(
-    name: str, address: str, boot: Boot, netdev: Sequence[str], launcher: Sequence[str] = ()
+    name: str,
+    address: str,
+    boot: Boot,
+    netdev: Sequence[str],
+    launcher: Sequence[str] = (),
+    *,
+    mtu: int | None = None,
 ) -> AsyncIterator[Machine]:
     """Start a guest, the same on every switch but for its netdev `n0` and for what starts QEMU. It isn't booted yet."""
     device = f"virtio-net-pci,netdev=n0,mac=02:00:00:00:00:{int(address.rpartition('.')[2]):02x}"
@@ -78,7 +84,7 @@ async def machine(
         device += ",vectors=0"
     memory = ("-m", "256M", "-object", "memory-backend-memfd,id=mem,size=256M,share=on", "-numa", "node,memdev=mem")
     words = [*memory, *netdev, "-device", device]
-    nics = [Nic("eth0", f"{address}/24")]
+    nics = [Nic("eth0", f"{address}/24", mtu)]
     async with Machine(name, boot.image, words, nics=nics, qemu=boot.qemu, launcher=launcher) as made:
         yield made
 
@@ -116,7 +122,7 @@ async def _stream(source: End, target: End, address: str, seconds: int) -> dict[
 
 
 def _spent(lab: Lab) -> tuple[float, float, float]:
-    """CPU seconds so far of the switch's process (0 without one), of the QEMUs, and of all others."""
-    switch = cpu_seconds(lab.pid) if lab.pid else 0.0
+    """CPU seconds so far of the switch's processes (0 without), of the QEMUs, and of all others."""
+    switch = sum(cpu_seconds(pid) for pid in lab.pids)
     qemus = sum(cpu_seconds(guest.pid) for guest in lab.guests)
     return switch, qemus, machine_seconds() - switch - qemus

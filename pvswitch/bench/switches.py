@@ -56,10 +56,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a switch has spent on packets: cycles, and how many it took from its ports."""
+    """What a switch has spent on packets: cycles, and how many it took from its ports, in how many bursts if it tells.
+
+    Of a tunnel also the UDP messages that its host's stack took or gave, and the frames that the other host was sent.
+    """
 
     cycles: float
     packets: int
+    bursts: int = 0
+    messages: int = 0
+    carried: int = 0
 
 
 class Running(Protocol):
@@ -77,6 +83,10 @@ class Running(Protocol):
     def pid(self) -> int:
         """The process that forwards."""
 
+    @property
+    def beside(self) -> Sequence[int]:
+        """Further processes that belong to the measurement."""
+
     async def begin(self) -> None:
         """Begin to count."""
 
@@ -89,6 +99,7 @@ class Running(Protocol):
 
 class _Pvswitch:
     client = False
+    beside: Sequence[int] = ()
 
     def __init__(self, switch: SwitchProcess, names: Sequence[str]) -> None:
         self._switch = switch
@@ -104,7 +115,8 @@ class _Pvswitch:
 
     async def spent(self) -> Spent | None:
         after = await self._total()
-        return Spent(after.cycles - self._before.cycles, after.packets - self._before.packets)
+        before = self._before
+        return Spent(after.cycles - before.cycles, after.packets - before.packets, after.bursts - before.bursts)
 
     async def addresses(self) -> int | None:
         _, text = await self._switch.request("GET", "/metrics")
@@ -112,10 +124,12 @@ class _Pvswitch:
 
     async def _total(self) -> Spent:
         workers: list[dict[str, Any]] = (await self._switch.get("/perf"))["items"]
-        return Spent(sum(each["cycles"] for each in workers), sum(each["packets"] for each in workers))
+        return Spent(*(sum(each[key] for each in workers) for key in ("cycles", "packets", "burst_count")))
 
 
 class _Ovs:
+    beside: Sequence[int] = ()
+
     def __init__(self, switch: Ovs, *, client: bool) -> None:
         self._switch = switch
         self.client = client
@@ -138,6 +152,7 @@ class _Ovs:
 
 class _VhostLoop:
     client = False
+    beside: Sequence[int] = ()
 
     def __init__(self, loop: VhostLoop, sockets: Sequence[Path]) -> None:
         self._loop = loop
@@ -157,6 +172,16 @@ class _VhostLoop:
         return None
 
 
+def pvswitch_running(switch: SwitchProcess, names: Sequence[str]) -> Running:
+    """Return what is asked of a switch that runs, with these ports."""
+    return _Pvswitch(switch, names)
+
+
+def ovs_running(switch: Ovs, *, client: bool = False) -> Running:
+    """Return what is asked of an OVS-DPDK that runs."""
+    return _Ovs(switch, client=client)
+
+
 @asynccontextmanager
 async def _pvswitch(wanted: Wanted) -> AsyncIterator[Running]:
     pinned = {} if wanted.cpu is None else {"cpus": [wanted.cpu]}
@@ -167,7 +192,7 @@ async def _pvswitch(wanted: Wanted) -> AsyncIterator[Running]:
         "ports": {name: {"on_full": wanted.on_full, **feature.ports.get(name, {})} for name in wanted.names},
     }
     async with SwitchProcess(config) as switch:
-        yield _Pvswitch(switch, wanted.names)
+        yield pvswitch_running(switch, wanted.names)
 
 
 @asynccontextmanager
@@ -177,7 +202,7 @@ async def _ovs(wanted: Wanted) -> AsyncIterator[Running]:
     async with Ovs(wanted.names, pmd_cpu=wanted.cpu or 0, macs=wanted.addresses, mtu=mtu, tso=wanted.gso) as switch:
         for call in (FEATURES[wanted.feature].ovs or ()) if wanted.feature is not None else ():
             await switch.vsctl(*call)
-        yield _Ovs(switch, client=wanted.gso)
+        yield ovs_running(switch, client=wanted.gso)
 
 
 @asynccontextmanager

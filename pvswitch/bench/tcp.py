@@ -24,7 +24,7 @@ ADDRESSES = {"vm1": "10.0.0.1", "vm2": "10.0.0.2"}
 
 @asynccontextmanager
 async def _guests(
-    boot: Boot, netdevs: Sequence[Sequence[str]], *, launcher: Sequence[str] = (), pid: int | None = None
+    boot: Boot, netdevs: Sequence[Sequence[str]], *, launcher: Sequence[str] = (), pids: Sequence[int] = ()
 ) -> AsyncIterator[Lab]:
     """Boot both guests on their netdevs."""
     (name1, address1), (name2, address2) = ADDRESSES.items()
@@ -33,7 +33,7 @@ async def _guests(
         machine(name2, address2, boot, netdevs[1], launcher) as vm2,
     ):
         await asyncio.gather(vm1.boot(BOOT_SECONDS), vm2.boot(BOOT_SECONDS))
-        yield Lab({address1: vm1, address2: vm2}, (vm1, vm2), pid)
+        yield Lab({address1: vm1, address2: vm2}, (vm1, vm2), pids)
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def _on_sockets(name: str, boot: Boot) -> AsyncIterator[Lab]:
     wanted = Wanted(ports=len(ADDRESSES), cpu=None, polling="adaptive", huge=boot.huge)
     async with (
         SWITCHES[name](wanted) as switch,
-        _guests(boot, [vhost_user(path) for path in switch.sockets], pid=switch.pid) as lab,
+        _guests(boot, [vhost_user(path) for path in switch.sockets], pids=[switch.pid]) as lab,
     ):
         yield lab
 

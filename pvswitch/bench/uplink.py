@@ -38,12 +38,12 @@ async def _far_host() -> AsyncIterator[FarHost]:
 
 @asynccontextmanager
 async def _guest(
-    host: FarHost, boot: Boot, netdev: Sequence[str], *, launcher: Sequence[str] = (), pid: int | None = None
+    host: FarHost, boot: Boot, netdev: Sequence[str], *, launcher: Sequence[str] = (), pids: Sequence[int] = ()
 ) -> AsyncIterator[Lab]:
     """Boot the guest on its netdev."""
     async with machine("vm1", GUEST, boot, netdev, launcher) as vm1:
         await vm1.boot(BOOT_SECONDS)
-        yield Lab({GUEST: vm1, HOST: host}, [vm1], pid)
+        yield Lab({GUEST: vm1, HOST: host}, [vm1], pids)
 
 
 @asynccontextmanager
@@ -54,7 +54,7 @@ async def _pvswitch(boot: Boot) -> AsyncIterator[Lab]:
         config: dict[str, Any] = {"bridges": {"br0": {}}, "ports": {"vm1": {}, "uplink": uplink}}
         async with (
             SwitchProcess(config) as switch,
-            _guest(host, boot, vhost_user(switch.port_socket("vm1")), pid=switch.pid) as lab,
+            _guest(host, boot, vhost_user(switch.port_socket("vm1")), pids=[switch.pid]) as lab,
         ):
             yield lab
 

@@ -17,18 +17,27 @@ from pvswitch.bench.cases import (
     Latency,
     Silence,
     Tcp,
+    TunnelFlood,
+    TunnelFrames,
+    TunnelTcp,
     Uplink,
+    Work,
     select,
 )
 from pvswitch.bench.errors import BenchError
 from pvswitch.bench.features import FEATURES
 
 NAMES = [case.name for case in CASES]
-FRAMES = [
-    (case.name, case.work.frames if isinstance(case.work, Latency) else case.work)
-    for case in CASES
-    if isinstance(case.work, Frames | Latency)
-]
+
+
+def frames_of(work: Work) -> Frames | None:
+    """The frames of a case, if it has any."""
+    if isinstance(work, Latency | TunnelFrames | TunnelFlood):
+        return work.frames
+    return work if isinstance(work, Frames) else None
+
+
+FRAMES = [(case.name, frames) for case in CASES if (frames := frames_of(case.work)) is not None]
 
 
 def test_the_matrix_is_complete() -> None:
@@ -45,6 +54,10 @@ def test_the_matrix_is_complete() -> None:
     wanted |= {f"gso-{kind}-{full}" for kind in ("overrun", "slow") for full in ("drop", "backpressure")}
     wanted |= {f"testpmd-{size}-{rings}" for size in ("64", "1518") for rings in ("split", "packed")}
     wanted |= {f"feature-{name}" for name in ("none", *FEATURES)}
+    wanted |= {
+        f"tunnel-{way}-{size}{single}" for way in ("out", "in") for size in (64, 1450) for single in ("", "-single")
+    }
+    wanted |= {"tunnel-tcp", *(f"tunnel-replication-{remotes}" for remotes in (1, 10, 100))}
     assert len(NAMES) == len(set(NAMES))
     assert set(NAMES) == wanted
 
@@ -87,7 +100,7 @@ def test_loss_is_allowed_only_where_receivers_are_overrun_and_drop() -> None:
 def test_what_is_quick_needs_neither_qemu_nor_waiting() -> None:
     quick = [case for case in CASES if case.quick]
     assert len(quick) >= 3
-    assert not any(isinstance(case.work, Tcp | Uplink | Idle | Silence | Circle) for case in quick)
+    assert not any(isinstance(case.work, Tcp | TunnelTcp | Uplink | Idle | Silence | Circle) for case in quick)
 
 
 def test_cases_are_chosen_by_patterns_in_their_own_order() -> None:
