@@ -257,7 +257,8 @@ class ReferenceSwitch:
             return
         whole = frame.tagged(tags)
         copy = whole[: mirror.snaplen]
-        if copy == whole and port.mtu and len(frame.rest) - 2 > port.mtu:
+        cut = len(whole) - len(copy)
+        if port.mtu and len(frame.rest) - 2 - cut > port.mtu:
             port.tx_drops["mtu_exceeded"] += 1
         else:
             self._put(port, copy)
