@@ -260,12 +260,13 @@ forward_fetched(struct pvs_worker *w, struct pvs_uplink *u)
     uint32_t n = u->n - u->done, run = u->kind == PVS_ENDPOINT ? pvs_endpoint_run(frame, n) : n;
     struct pvs_port *port = u->queue.port;
 
-    if (u->kind == PVS_ENDPOINT && n != 0) {
+    if (u->kind == PVS_ENDPOINT) {
         const struct pvs_port_view *view = &w->tables->port[pvs_ref_index(frame->in_ref)];
         if (view->ref != frame->in_ref) { /* the tunnel has left the tables since they were fetched */
             u->queue.progress.done = 0;
             pvs_queue_set_waiting(w, &u->queue, false);
             pvs_drop_received(w, port, frame, run, PVS_DROP_unknown_vni);
+            w->spent = 0;
             return run;
         }
         port = view->port;
@@ -277,20 +278,23 @@ forward_fetched(struct pvs_worker *w, struct pvs_uplink *u)
 static __attribute__((noinline)) uint32_t
 serve_uplink(struct pvs_worker *w, struct pvs_uplink *u)
 {
-    bool fetched = u->done == u->n, once = false; /* an uplink has one turn with what it has fetched */
+    bool fetched = u->done == u->n, over = false;
     uint32_t total = 0;
+    uint64_t spent = 0;
 
     if (fetched && u->kind == PVS_ENDPOINT)
         fetch_from_endpoint(w, u);
     else if (fetched)
         pvs_uplink_fetch(u);
-    while (u->done != u->n && !once) {
+    while (u->done != u->n && !over) {
         uint32_t done = forward_fetched(w, u);
         u->done += done;
         total += done;
         pvs_count(&u->rx_packets, w->taken_packets);
         pvs_count(&u->rx_bytes, w->taken_bytes);
-        once = u->kind != PVS_ENDPOINT || done == 0;
+        spent += w->spent;
+        /* an uplink has one burst a turn; an endpoint's are short, and all of them together have one budget */
+        over = u->kind != PVS_ENDPOINT || u->queue.waiting || spent >= PVS_BUDGET;
     }
     if (total != 0)
         took(w, &u->queue, total);

@@ -103,6 +103,32 @@ TEST(tunnel_frames_wait_for_their_receiver)
     tunnel_lab_close(&t);
 }
 
+static uint64_t
+taken(void)
+{
+    return tunnel_lab_counters(&t, 0).value[PVS_C_rx_packets] + tunnel_lab_counters(&t, 1).value[PVS_C_rx_packets];
+}
+
+/* However many networks and VTEPs take turns, an endpoint has one budget a turn: 15 floods of this size to three guests. */
+TEST(tunnel_floods_leave_others_their_turn)
+{
+    enum { FLOODS = 32, LARGE = 12000, IN_A_TURN = 16 };
+    static uint8_t frame[LARGE];
+
+    open_with(1);
+    lab_poll(&t.lab, 5);
+    for (uint32_t i = 0; i < FLOODS; i++) {
+        lab_frame(frame, LAB_BROADCAST, BEHIND(0), LARGE, i);
+        far_send(&t, 0, i % 2 == 0 ? VNI : OTHER, frame, LARGE);
+    }
+    for (int i = 0; i < 10 && taken() == 0; i++)
+        lab_poll(&t.lab, 1);
+    CHECK(taken() != 0 && taken() <= IN_A_TURN);
+    lab_poll(&t.lab, 10);
+    CHECK_EQ(taken(), FLOODS);
+    tunnel_lab_close(&t);
+}
+
 TEST(tunnel_frames_do_not_wait_for_ever)
 {
     open_waiting(1);
