@@ -84,20 +84,11 @@ stays(const struct pvs_fdb *fdb, const struct pvs_fdb_hit *hit)
     return hit->is_static || pvs_fdb_is_sticky(fdb, (uint32_t)hit->at);
 }
 
-/* Where the frame's sender is. 0: it isn't to be learned, since its tunnel doesn't learn, or its VTEP has no number yet. */
-static uint64_t
-sender_at(const struct pvs_frame *frame, const struct pvs_port_view *in)
-{
-    if (in->tunnel == NULL)
-        return frame->in_ref;
-    return in->tunnel->learning && frame->vtep != 0 ? PVS_FDB_AT(frame->in_ref, frame->vtep) : 0;
-}
-
 static void
 learning(const struct pvs_frame *frame, const struct pvs_port_view *in, const struct pvs_bridge_view *bridge,
          uint32_t now_s, struct pvs_verdict *v)
 {
-    uint64_t src = frame->parsed.src, at = sender_at(frame, in);
+    uint64_t src = frame->parsed.src, at = pvs_sender_at(frame, in);
 
     if (src == 0 || pvs_mac_is_group(src) || at == 0)
         return;
@@ -148,7 +139,7 @@ forward(const struct pvs_frame *frame, const struct pvs_tables *tables, const st
         if (!pvs_vlan_leave(out->vlan, &v->place, &form))
             drop = PVS_DROP_vlan_filtered;
         if ((out->apart & in->apart) != 0)
-            drop = out->isolated && in->isolated ? PVS_DROP_isolated : PVS_DROP_split_horizon;
+            drop = (out->apart & in->apart & PVS_APART_ISOLATED) != 0 ? PVS_DROP_isolated : PVS_DROP_split_horizon;
         if (out->mirrored_to)
             drop = PVS_DROP_mirror_output;
         if (!pvs_has_link(out))

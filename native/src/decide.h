@@ -28,12 +28,10 @@ struct pvs_port_view {
     uint32_t mtu;    /* 0 = not enforced; of a tunnel that has bounds: 1, so that they are looked at */
     uint16_t bridge; /* PVS_NO_BRIDGE: an endpoint of tunnels */
     bool enabled;
-    bool isolated; /* from other isolated ports */
-    uint32_t
-        apart; /* it gets nothing that came by a port with one of the same bits: those of meshes, and bit 0 of isolated ports */
     bool mirrored_to; /* only mirrors send to it, and what comes by it is dropped */
     bool steady;      /* what becomes of a frame becomes of the next one with the same addresses and tags, too */
     bool plain;       /* and nothing is to be looked at but link and MTU */
+    uint32_t apart;   /* it gets nothing that came by a port with one of the same bits (below) */
     uint64_t backpressure_ns;      /* how long known unicast waits for a full receiver; 0 = it is dropped */
     const _Atomic uint32_t *rx_up; /* not 0: its guest can receive */
     const struct pvs_vlan *vlan;   /* NULL: a trunk of all VLANs */
@@ -48,6 +46,8 @@ struct pvs_port_view {
 };
 
 enum { PVS_NO_BRIDGE = PVS_MAX_BRIDGES };
+/* Of isolated ports; the other bits are those of meshes of tunnels. */
+enum { PVS_APART_ISOLATED = 1 };
 
 struct pvs_bridge_view {
     struct pvs_fdb *fdb;
@@ -127,6 +127,15 @@ pvs_verdict_vid(const struct pvs_verdict *verdict, const struct pvs_tables *tabl
         return verdict->place.vid;
     const struct pvs_mirror *m = &tables->bridge[verdict->bridge].mirror[(egress->form - PVS_FORMS) / PVS_FORMS];
     return m->out_ref != 0 ? verdict->place.vid : m->vid;
+}
+
+/* Where a frame's sender is. 0: it isn't to be learned, since its tunnel doesn't learn, or its VTEP has no number yet. */
+static inline uint64_t
+pvs_sender_at(const struct pvs_frame *frame, const struct pvs_port_view *in)
+{
+    if (in->tunnel == NULL)
+        return frame->in_ref;
+    return in->tunnel->learning && frame->vtep != 0 ? PVS_FDB_AT(frame->in_ref, frame->vtep) : 0;
 }
 
 /* Can a port's guest receive? */

@@ -118,8 +118,7 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
     struct pvs_fdb *fdb = w->tables->bridge[v->bridge].fdb;
     const struct pvs_security *rules = frame->injected ? NULL : w->tables->port[in].security;
     uint32_t most = rules != NULL ? rules->max_macs : 0; /* looked at again: other workers learn as well */
-    uint16_t vtep = w->tables->port[in].tunnel != NULL ? frame->vtep : 0;
-    uint64_t at = PVS_FDB_AT(frame->in_ref, vtep);
+    uint64_t at = pvs_sender_at(frame, &w->tables->port[in]);
     switch (pvs_fdb_learn(fdb, frame->parsed.src, v->place.vid, at, most, w->now_s, &old_ref)) {
     case PVS_LEARN_NOTHING:
         return;
@@ -136,7 +135,7 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
                                .kind = old_ref != 0 ? PVS_EV_MOVED : PVS_EV_LEARNED,
                                .port_ref = frame->in_ref,
                                .detail = old_ref,
-                               .vtep = vtep,
+                               .vtep = (uint16_t)(at >> 32),
                                .vid = v->place.vid };
     pvs_mac_store(event.mac, frame->parsed.src);
     pvs_event(w, &event);

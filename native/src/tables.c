@@ -386,8 +386,8 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
                                         .backpressure_ns = ports[p].backpressure_ms * 1000000ULL,
                                         .bridge = ports[p].bridge,
                                         .enabled = ports[p].enabled,
-                                        .isolated = ports[p].isolated,
-                                        .apart = (ports[p].mesh != 0 ? 1U << ports[p].mesh : 0) | ports[p].isolated,
+                                        .apart = (ports[p].mesh != 0 ? 1U << ports[p].mesh : 0) |
+                                                 (ports[p].isolated ? PVS_APART_ISOLATED : 0),
                                         .mirror_in = ports[p].mirror_in,
                                         .mirror_out = ports[p].mirror_out,
                                         .steady = is_steady(&ports[p]),
