@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -44,6 +45,7 @@ MAX_KBPS = 1_000_000_000
 MIN_BURST, DEFAULT_BURST, MAX_BURST = 65_550, 131_072, 4_000_000_000
 Pps = Annotated[Int, Field(ge=1, le=1_000_000_000)]
 Worker = Annotated[Int, Field(ge=0, le=MAX_WORKERS - 1)]
+TunnelType = Literal["vxlan", "geneve", "gre"]
 
 
 class ConfigModel(BaseModel):
@@ -215,6 +217,7 @@ class PcapPort(Port):
 class TunnelPort(Port):
     """What the types of tunnels have: frames go to other hosts, in packets of the host's own stack."""
 
+    type: TunnelType
     mtu: Int | None = Field(None, ge=68, le=65535, description="L3 size in bytes, checked at egress")
     local: HostAddress = Field(description="an address of this host, which packets come to and go from")
     remotes: tuple[HostAddress, ...] = Field(
@@ -228,9 +231,9 @@ class TunnelPort(Port):
     icmp_too_big: Bool = Field(True, description="tell who sends what doesn't fit by ICMP; false: drop it silently")
 
     @property
+    @abstractmethod
     def networks(self) -> int | dict[str, int | str] | None:
         """Its VNIs: one, or a map from VLANs to them. Of GRE the keys; None: it has none."""
-        raise NotImplementedError
 
     @property
     def udp_port(self) -> int | None:

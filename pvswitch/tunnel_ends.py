@@ -19,12 +19,11 @@ from typing import Generic, TypeVar
 import structlog
 
 from pvswitch.datapath import Datapath, PortCounters, UplinkConf
-from pvswitch.model import TunnelPort
+from pvswitch.model import TunnelPort, TunnelType
 from pvswitch.netlink import Route
 from pvswitch.switch_port import PolledQueue
 from pvswitch.tunnel_sockets import (
     PathProbe,
-    TunnelType,
     close_all,
     cuts_datagrams,
     has_address,
@@ -164,9 +163,9 @@ class Ends:
 
     def endpoint(self, port: TunnelPort) -> Endpoint:
         """Return the endpoint of a tunnel, which may not be open yet; OSError ENOSPC. Give it back with `leave`."""
-        kind = kind_of(port)
         return self._endpoints.take(
-            (kind, port.local, port.udp_port), lambda: Endpoint(self._datapath, kind, port.local, port.udp_port)
+            (port.type, port.local, port.udp_port),
+            lambda: Endpoint(self._datapath, port.type, port.local, port.udp_port),
         )
 
     async def leave(self, endpoint: Endpoint) -> None:
@@ -176,22 +175,15 @@ class Ends:
 
     def sources(self, port: TunnelPort) -> Sources:
         """Return the sockets that a tunnel sends by; TunnelError, AddressMissing. Give them back with `give_back`."""
-        kind, checksums = kind_of(port), port.checksums
         return self._sources.take(
-            (kind == "gre", port.local, port.df, checksums, port.ttl),
-            lambda: Sources(kind, port.local, df=port.df, checksums=checksums, ttl=port.ttl),
+            (port.type == "gre", port.local, port.df, port.checksums, port.ttl),
+            lambda: Sources(port.type, port.local, df=port.df, checksums=port.checksums, ttl=port.ttl),
         )
 
     def give_back(self, sources: Sources) -> None:
         """Give sockets back; no published tables may name a tunnel of the caller's that has them."""
         if self._sources.give(sources):
             sources.close()
-
-
-def kind_of(port: TunnelPort) -> TunnelType:
-    """Return a tunnel's type."""
-    assert port.type in ("vxlan", "geneve", "gre")
-    return port.type  # type: ignore[return-value]
 
 
 class Paths:

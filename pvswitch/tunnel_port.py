@@ -24,7 +24,7 @@ from pvswitch.model import AnyPort, TunnelPort
 from pvswitch.state import LinkReason, PortState, Queues, QueueStats, link_message
 from pvswitch.switch_port import PolledQueue, SwitchPort
 from pvswitch.tunnel_checks import network_numbers
-from pvswitch.tunnel_ends import Ends, Paths, Sources, kind_of
+from pvswitch.tunnel_ends import Ends, Paths, Sources
 from pvswitch.tunnel_sockets import AddressMissing, TunnelError, address_missing, is_ipv6
 from pvswitch.vteps import Vteps
 
@@ -274,7 +274,7 @@ class TunnelledPort(SwitchPort):
         try:
             tunnel = self._datapath.tunnel(
                 TunnelConf(
-                    kind=kind_of(port),
+                    kind=port.type,
                     endpoint=self.endpoint.handle,
                     ipv6=is_ipv6(port.local),
                     learning=port.learning,

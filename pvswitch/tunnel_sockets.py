@@ -17,9 +17,9 @@ import random
 import socket
 import struct
 from contextlib import suppress
-from typing import Literal
 
 from pvswitch.errors import PvswitchError
+from pvswitch.model import TunnelType
 from pvswitch.netlink import Route
 
 SOURCES = 16
@@ -46,8 +46,6 @@ _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _IPPROTO_GRE = 47
 _BPF_RET_K = 0x06
 _DISCARD_PORT = 9
-
-TunnelType = Literal["vxlan", "geneve", "gre"]
 
 
 class TunnelError(PvswitchError):
