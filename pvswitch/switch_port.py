@@ -61,7 +61,7 @@ class SwitchPort(ABC):
         """Make what a changed configuration that suits needs and can fail. Raises PvswitchError or OSError."""
         assert self.suits(port)
 
-    def unstage(self) -> None:  # noqa: B027
+    def unstage(self) -> None:  # noqa: B027 - not abstract: most types of ports stage nothing, and have nothing to do
         """Let go of what was staged: it is not to be put in force after all."""
 
     def adopt(self, port: AnyPort) -> None:
