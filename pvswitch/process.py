@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -43,8 +43,11 @@ def command() -> list[str]:
 class SwitchProcess:
     """One switch in a temporary folder; as `async with` it starts, and is stopped and removed at the end."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """`config` is the configuration document without `runtime_dir` and `state_dir`, which are in the folder."""
+    def __init__(self, config: Mapping[str, Any], launcher: Sequence[str] = ()) -> None:
+        """`config` is the configuration document without `runtime_dir` and `state_dir`, which are in the folder.
+
+        `launcher` are words that start the switch by exec, such as those of a network namespace.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="pvswitch-"))
         self.runtime_dir = self.folder / "run"
         self.api = self.runtime_dir / "api.sock"
@@ -52,6 +55,7 @@ class SwitchProcess:
         own = {"runtime_dir": str(self.runtime_dir), "state_dir": str(self.folder / "state")}
         # JSON is YAML: no quoting to get wrong.
         self.config_file.write_text(json.dumps({**own, **config}, indent=2))
+        self._launcher = launcher
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._log: IO[bytes] | None = None
@@ -105,7 +109,7 @@ class SwitchProcess:
         self._log = (self.folder / "log").open("ab")
         # setpriv execs the switch in place: the same process, killed by the kernel if the parent thread dies.
         self._process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "KILL", "--", *command(), "run", *options),
+            *("setpriv", "--pdeathsig", "KILL", "--", *self._launcher, *command(), "run", *options),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

@@ -19,7 +19,8 @@ from typing import Any
 from pvswitch.bench.cases import OVS, PVSWITCH, TunnelFlood, TunnelFrames
 from pvswitch.bench.ovs_tunnel import OvsHost
 from pvswitch.bench.switches import Running, Spent, Wanted, ovs_running, pvswitch_running, require_hugepages
-from pvswitch.bench.underlay import NOBODY, HostedSwitch, Hosts, add_sinks, address, datagrams, joined, messages, tunnel
+from pvswitch.bench.underlay import NOBODY, Hosts, add_sinks, address, datagrams, joined, messages, tunnel
+from pvswitch.process import SwitchProcess
 
 Made = AbstractAsyncContextManager[Running]
 BEFORE_OTHERS = ("chrt", "--fifo", "1")
@@ -81,7 +82,7 @@ async def _pvswitch(
     hosts: Hosts, wanted: Wanted, remotes: Sequence[str], ports: Sequence[str]
 ) -> AsyncIterator[Running]:
     config = _config(wanted, 1, remotes, ports, polling=wanted.polling, cpus=[wanted.cpu])
-    async with HostedSwitch(hosts.near, config) as switch:
+    async with SwitchProcess(config, hosts.near.launcher) as switch:
         yield pvswitch_running(switch, ports)
 
 
@@ -108,7 +109,7 @@ def pair(switch: str, work: TunnelFrames, other_cpu: int) -> Callable[[Wanted], 
             config = _config(wanted, 2, [address(1)], ["vm"], polling="interrupt", cpus=[other_cpu])
             async with (
                 NEAR[switch](hosts, wanted, [address(2)], ["vm"]) as near,
-                HostedSwitch(hosts.far, config, BEFORE_OTHERS) as far,
+                SwitchProcess(config, [*hosts.far.launcher, *BEFORE_OTHERS]) as far,
             ):
                 sockets = [*near.sockets, far.port_socket("vm")]
                 yield _Tunnelled(

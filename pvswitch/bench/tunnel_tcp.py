@@ -21,8 +21,9 @@ from pvswitch.bench.linux_bridge import make_bridge
 from pvswitch.bench.ovs_tunnel import OvsHost
 from pvswitch.bench.streams import BOOT_SECONDS, Boot, Lab, Labs, machine, tap, vhost_user
 from pvswitch.bench.switches import require_hugepages
-from pvswitch.bench.underlay import INNER_MTU, VNI, HostedSwitch, Hosts, address, joined, tunnel
+from pvswitch.bench.underlay import INNER_MTU, VNI, Hosts, address, joined, tunnel
 from pvswitch.namespace import NamespaceMissing
+from pvswitch.process import SwitchProcess
 
 ADDRESSES = {"vm1": "10.0.0.1", "vm2": "10.0.0.2"}
 OTHER = {1: 2, 2: 1}
@@ -53,8 +54,8 @@ async def _pvswitch(boot: Boot) -> AsyncIterator[Lab]:
 
     async with (
         joined() as hosts,
-        HostedSwitch(hosts.near, config(1)) as near,
-        HostedSwitch(hosts.far, config(2)) as far,
+        SwitchProcess(config(1), hosts.near.launcher) as near,
+        SwitchProcess(config(2), hosts.far.launcher) as far,
     ):
         netdevs = [vhost_user(switch.port_socket("vm")) for switch in (near, far)]
         async with _guests(boot, netdevs, pids=(near.pid, far.pid)) as lab:

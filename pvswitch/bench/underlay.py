@@ -11,19 +11,15 @@ a route beyond the wire, or IPv6. Needs root.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohttp
-
 from pvswitch.bench.errors import NotOffered
 from pvswitch.namespace import Namespace, NamespaceMissing
-from pvswitch.process import ANSWER_SECONDS, SwitchProcess, command
 
 DEVICE = "up0"
 PREFIX = 24
@@ -122,29 +118,3 @@ def datagrams(host: Namespace, frame: int) -> int:
 def tunnel(number: int, remotes: Sequence[str]) -> dict[str, Any]:
     """Return a VXLAN port of pvswitch from a host to others."""
     return {"type": "vxlan", "vni": VNI, "local": address(number), "remotes": [*remotes]}
-
-
-class HostedSwitch(SwitchProcess):
-    """A pvswitch whose underlay is a host's network. `launcher` are further words that start it, by exec."""
-
-    def __init__(self, host: Namespace, config: Mapping[str, Any], launcher: Sequence[str] = ()) -> None:
-        """Nothing is started yet."""
-        super().__init__(config)
-        self._words = [*host.launcher, *launcher]
-
-    async def spawn(self, *, resume: bool = False) -> None:
-        """Start the process in the host's network."""
-        options = ("-c", str(self.config_file), *(("--resume",) if resume else ()))
-        self._log = (self.folder / "log").open("ab")
-        self._process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "KILL", "--", *self._words, *command(), "run", *options),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-        )
-        self._session = aiohttp.ClientSession(
-            "http://switch",
-            connector=aiohttp.UnixConnector(str(self.api)),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
-        )

@@ -20,7 +20,6 @@ from pvswitch.bench.underlay import (
     DEVICE,
     OUTER,
     VXLAN_HEADER,
-    HostedSwitch,
     add_sinks,
     address,
     datagrams,
@@ -29,6 +28,7 @@ from pvswitch.bench.underlay import (
     tunnel,
 )
 from pvswitch.namespace import Namespace
+from pvswitch.process import SwitchProcess
 from tests.conftest import RequirePeer, missing_peer
 
 FRAME = 64
@@ -79,9 +79,9 @@ async def test_a_switch_on_each_host_hears_the_other(require_peer: RequirePeer) 
     require_hosts(require_peer)
     async with joined() as hosts:
 
-        def switch(host: Namespace, number: int, *launcher: str) -> HostedSwitch:
+        def switch(host: Namespace, number: int, *launcher: str) -> SwitchProcess:
             ports = {"vm": {}, "tunnel": tunnel(number, [address(3 - number)])}
-            return HostedSwitch(host, {"bridges": {"br0": {}}, "ports": ports}, launcher)
+            return SwitchProcess({"bridges": {"br0": {}}, "ports": ports}, [*host.launcher, *launcher])
 
         async with (
             switch(hosts.near, 1) as near,

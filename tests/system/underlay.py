@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -28,7 +27,7 @@ from scapy.packet import Packet
 from pvswitch.bench.far import FarHost
 from pvswitch.namespace import Namespace
 from pvswitch.netlink import run_in_namespace
-from pvswitch.process import ANSWER_SECONDS, SwitchProcess, command
+from pvswitch.process import SwitchProcess
 from tests.system.conftest import orderly
 from tests.system.raw import RawSocket
 from tests.system.uplinks import addresses, offload, with_prefix
@@ -91,24 +90,7 @@ class HostedSwitch(SwitchProcess):
     """A switch whose underlay is a host's network."""
 
     def __init__(self, host: Namespace, config: Mapping[str, Any]) -> None:
-        super().__init__(config)
-        self._host = host
-
-    async def spawn(self, *, resume: bool = False) -> None:
-        options = ("-c", str(self.config_file), *(("--resume",) if resume else ()))
-        self._log = (self.folder / "log").open("ab")
-        self._process = await asyncio.create_subprocess_exec(
-            *("setpriv", "--pdeathsig", "KILL", "--", *self._host.launcher, *command(), "run", *options),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-        )
-        self._session = aiohttp.ClientSession(
-            "http://switch",
-            connector=aiohttp.UnixConnector(str(self.api)),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
-        )
+        super().__init__(config, host.launcher)
 
     async def ended(self, seconds: float = 20.0) -> int:
         """Wait until it has ended by itself; return its status."""

@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, UDP
@@ -27,12 +26,11 @@ from scapy.layers.l2 import GRE, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-import pvswitch.process
 from pvswitch.guest import Guest
 from pvswitch.namespace import Namespace
 from pvswitch.netlink import run_in_namespace
 from pvswitch.process import SwitchProcess
-from tests.system.conftest import running_switch
+from tests.system.conftest import orderly
 from tests.wire.lab import PATIENCE, SENTINEL_TYPE, stats
 from tests.wire.uplinks import namespace
 
@@ -374,10 +372,8 @@ class Lab:
 async def tunnel_lab(workers: int = 1, config: Mapping[str, Any] = CONFIG, *, gro: bool = False) -> AsyncIterator[Lab]:
     """A switch in a namespace with its wire."""
     async with underlay(gro) as wire:
-        words = [*wire.namespace.launcher, *pvswitch.process.command()]
-        async with contextlib.AsyncExitStack() as stack:
-            with mock.patch("pvswitch.process.command", return_value=words):  # while it starts: others may follow
-                switch = await stack.enter_async_context(running_switch({**config, "datapath": {"workers": workers}}))
+        process = SwitchProcess({**config, "datapath": {"workers": workers}}, wire.namespace.launcher)
+        async with orderly(process) as switch:
             yield Lab(switch, wire)
 
 
