@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pvswitch.errors import FieldError
+from pvswitch.flow_checks import flow_errors
 from pvswitch.tunnel_checks import tunnel_errors
 from pvswitch.values import listens_on_loopback
 
@@ -33,6 +34,7 @@ def cross_errors(config: SwitchConfig) -> list[FieldError]:
         *_worker_errors(config),
         *_vlan_errors(config),
         *_mirror_errors(config),
+        *flow_errors(config),
         *_policy_errors(config),
         *tunnel_errors(config),
     ]

@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol
 
+from pvswitch.capture_plane import CapturePlane, RecorderPlane
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import MAX_CHANGES, ConfigEvent, Events, changed_resources
 from pvswitch.model import (
@@ -29,8 +30,22 @@ from pvswitch.model import (
     SwitchConfig,
 )
 from pvswitch.revisions import Revisions
-from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
+from pvswitch.state import (
+    FdbEntry,
+    FlowStats,
+    MeterStats,
+    PortState,
+    PortStats,
+    QueuePerf,
+    Rebalance,
+    VlanInfo,
+    WorkerPerf,
+)
+from pvswitch.trace.record import Asked, Traced
 from pvswitch.tunnel_plane import TunnelPlane
+
+NAMED = 3
+"""Flows that a change of them names."""
 
 
 class Dataplane(Protocol):
@@ -39,6 +54,14 @@ class Dataplane(Protocol):
     @property
     def tunnels(self) -> TunnelPlane:
         """The tunnels, and what a control plane tells them."""
+
+    @property
+    def captures(self) -> CapturePlane:
+        """Frames that pass by ports, for who reads them."""
+
+    @property
+    def recorder(self) -> RecorderPlane:
+        """The last drops, and frames that were sampled."""
 
     async def prepare(self, new: SwitchConfig) -> object:
         """Do all that can fail; raises ApplyError, with everything undone, when something does."""
@@ -81,6 +104,21 @@ class Dataplane(Protocol):
     def vlans(self, bridge: str) -> Iterable[VlanInfo]:
         """Return a bridge's VLANs in order: members and counters."""
 
+    async def trace(self, asked: Asked) -> Traced:
+        """Return what would become of a frame; nothing changes. Raises ApplyError where its port goes meanwhile."""
+
+    def flow_stats(self, bridge: str, names: Iterable[str] | None = None) -> dict[str, FlowStats]:
+        """Return what a bridge's flows have counted, by name: all of them, or those of `names` that are there."""
+
+    def flow_name(self, bridge: str, counter: int) -> str | None:
+        """Return the name of the flow of a bridge that has this counter, or None."""
+
+    def flow_memory(self, bridge: str) -> int:
+        """Return how many bytes a bridge's flows take in the core."""
+
+    def meter_stats(self, bridge: str, name: str) -> MeterStats:
+        """Return what a meter of a bridge has counted."""
+
     def totals(self) -> dict[str, int]:
         """Return counters of the whole switch."""
 
@@ -106,8 +144,14 @@ class StaleError(PvswitchError):
 
 def etag_of(config: SwitchConfig) -> str:
     """Return the hash of the canonical document: equal for equal configurations, in any run."""
-    canonical = json.dumps(config.document(), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+    canonical = json.dumps(config.plain(), sort_keys=True, separators=(",", ":"))
+    whole = hashlib.sha256(canonical.encode())
+    for bridge in sorted(config.bridges):
+        flows = config.bridges[bridge].flows
+        if flows:
+            whole.update(f"\n{bridge}\n".encode())
+            whole.update(b"".join([name.encode() + flows[name].digest for name in sorted(flows)]))
+    return whole.hexdigest()[:32]
 
 
 # ---- the difference ----
@@ -122,6 +166,7 @@ def plan(old: SwitchConfig, new: SwitchConfig) -> Plan:
     return Plan(
         changes=(
             *_settings(old, new),
+            *_recorder(old, new),
             *(_removed("port", name, disruptive=True) for name in old.ports if name not in new.ports),
             *(_added("bridge", name, "") for name in new.bridges if name not in old.bridges),
             *_changed("bridge", old.bridges, new.bridges, frozenset()),
@@ -148,6 +193,14 @@ def _settings(old: SwitchConfig, new: SwitchConfig) -> Iterator[Change]:
             )
 
 
+def _recorder(old: SwitchConfig, new: SwitchConfig) -> Iterator[Change]:
+    """A part of the document that is neither a bridge nor a port, and changes while the switch runs."""
+    for change in _changed("", {"recorder": old.recorder}, {"recorder": new.recorder}, frozenset()):
+        yield change.model_copy(
+            update={"pointer": "#/recorder", "detail": change.detail.replace("change  recorder", "change recorder")}
+        )
+
+
 def _added(kind: str, name: str, where: str) -> Change:
     return Change(op="add", pointer=f"#/{kind}s/{name}", disruptive=False, detail=f"add {kind} {name}{where}")
 
@@ -163,9 +216,27 @@ def _changed(kind: str, old: dict[str, Any], new: dict[str, Any], disruptive: fr
         # Ports of different types have different keys.
         keys = tuple(key for key in type(after).model_fields if getattr(before, key, None) != getattr(after, key))
         drops = not disruptive.isdisjoint(keys)
-        words = ", ".join(f"{key} {_word(getattr(before, key, None))} -> {_word(getattr(after, key))}" for key in keys)
+        words = ", ".join(_difference(key, getattr(before, key, None), getattr(after, key)) for key in keys)
         detail = f"change {kind} {name}: {words}" + (f"; {_ends(before)}" if drops else "")
         yield Change(op="change", pointer=f"#/{kind}s/{name}", disruptive=drops, keys=keys, detail=detail)
+
+
+def _difference(key: str, before: Any, after: Any) -> str:
+    if key != "flows":
+        return f"{key} {_word(before)} -> {_word(after)}"
+    groups = {
+        "added": [name for name in after if name not in before],
+        "removed": [name for name in before if name not in after],
+        "changed": [
+            name for name, flow in after.items() if (old := before.get(name, flow)) is not flow and old != flow
+        ],
+    }
+    return f"flows {', '.join(f'{len(names)} {word} ({_some(names)})' for word, names in groups.items() if names)}"
+
+
+def _some(names: list[str]) -> str:
+    """Return the first few of very many names."""
+    return "; ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
 
 
 def _ends(port: Port) -> str:
@@ -278,15 +349,14 @@ class Controller:
     ) -> Plan:
         async with self._lock:
             self.check(if_match)
-            new = change(self._config)
-            difference = plan(self._config, new)
+            new, difference = await asyncio.to_thread(_changed_by, change, self._config)
             _refuse_restart(difference)
             if not dry_run and difference.changes:
                 await self._carry_out(new, difference, actor)
             return difference
 
     async def _carry_out(self, new: SwitchConfig, difference: Plan, actor: str) -> None:
-        etag = etag_of(new)
+        etag = await asyncio.to_thread(etag_of, new)
         prepared = await self._dataplane.prepare(new)
         try:
             revision = await self._record(new, etag, difference, actor)
@@ -313,6 +383,12 @@ class Controller:
             return last
         summary = [change.detail for change in difference.changes]
         return await asyncio.to_thread(self._revisions.write, new, etag, actor, summary)
+
+
+def _changed_by(change: Callable[[SwitchConfig], SwitchConfig], config: SwitchConfig) -> tuple[SwitchConfig, Plan]:
+    """Return what a change makes of a configuration, and the difference; in a thread, as that may be very large."""
+    new = change(config)
+    return new, plan(config, new)
 
 
 def _refuse_restart(difference: Plan) -> None:

@@ -10,6 +10,7 @@ difference; a bad file changes nothing. A signal that comes during the start is 
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -36,6 +37,7 @@ from pvswitch.controller import Controller
 from pvswitch.datapath import Datapath
 from pvswitch.errors import PvswitchError
 from pvswitch.events import Events
+from pvswitch.flow_expiry import FlowExpiry
 from pvswitch.identity import Identity
 from pvswitch.model import SwitchConfig
 from pvswitch.notify import Notifier, Pulse
@@ -86,7 +88,11 @@ async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revi
         controller = Controller(ports, config, revisions, events)
         stack.push_async_callback(controller.close)
         await controller.start("start" if config_path is None else f"start -c {config_path}")
+        gc.freeze()  # what is there now stays: looking through very many flows again and again would hold up the loop
         ports.start()
+        expiry = FlowExpiry(controller, ports)
+        stack.push_async_callback(expiry.close)
+        expiry.start()
         api = ApiServer(
             make_app(controller, ports, revisions, events, _info(config_path), access),
             config.api.socket,

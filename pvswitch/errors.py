@@ -28,12 +28,22 @@ class ApplyError(PvswitchError):
         self.pointer = pointer
 
 
+def printable(text: str) -> str:
+    """Return text that can be encoded: JSON and YAML may hold half of a surrogate pair, which becomes its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class FieldError:
     """One wrong value of a document: where it is, and what is wrong with it."""
 
     loc: tuple[str | int, ...]
     message: str
+
+    def __post_init__(self) -> None:
+        """See that it can be said, whatever the document has."""
+        object.__setattr__(self, "loc", tuple(printable(x) if isinstance(x, str) else x for x in self.loc))
+        object.__setattr__(self, "message", printable(self.message))
 
     @property
     def pointer(self) -> str:

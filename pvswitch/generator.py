@@ -23,6 +23,7 @@ class Load:
     MACs are six bytes, times seconds; `frames` (of each flow) or `duration` (after `warmup`) must be given. `rate_pps`
     frames per second, of all flows together, are sent when they are due, and latencies are counted; 0 is a closed loop.
     `rx_pps`: receivers together take no more, in bursts; 0 is all that there are.
+    With `n_tuples` frames are UDP, from and to so many different pairs of ports.
     With `gso` frames are TCP segments of `len` bytes that are to be cut to `gso_size` bytes of payload, 0 for 1448.
     """
 
@@ -40,6 +41,7 @@ class Load:
     rx_pps: int = 0
     n_dst: int = 1
     n_src: int = 1
+    n_tuples: int = 0
     flood: bool = False
     split_header: bool = False
     indirect: bool = False
@@ -109,7 +111,7 @@ def _conf(load: Load) -> Any:
         | load.indirect * lib.PVD_GEN_INDIRECT
         | load.gso * lib.PVD_GEN_GSO
     )
-    plain = ("dst", "src", "len", "window", "burst", "level", "frames", "n_dst", "n_src", "gso_size")
+    plain = ("dst", "src", "len", "window", "burst", "level", "frames", "n_dst", "n_src", "n_tuples", "gso_size")
     rates = ("rate_pps", "rx_pps")
     c = ffi.new("struct pvd_gen_conf *", {name: getattr(load, name) for name in plain + rates})
     c.flags = flags

@@ -40,6 +40,12 @@ _WORKER_COUNTERS = {
     "polls": "rounds of the poll loop",
     "sleeps": "times it went to sleep",
 }
+_METER_COUNTERS = {
+    "packets": "frames that came to a meter",
+    "bytes": "bytes that came to a meter",
+    "dropped_packets": "frames that were too many for a meter",
+    "dropped_bytes": "bytes that were too many for a meter",
+}
 
 
 class Metrics:
@@ -104,6 +110,7 @@ class Metrics:
             self._build,
             *ports.families(),
             *self._bridges(),
+            *self._flows(),
             *_workers(self._dataplane.perf()),
             *self._lost(),
             self._tunnels(),
@@ -116,6 +123,22 @@ class Metrics:
             entries.add_metric([name], self._dataplane.fdb_count(name))
             limit.add_metric([name], bridge.fdb_size)
         return [entries, limit]
+
+    def _flows(self) -> list[Metric]:
+        flows = GaugeMetricFamily("pvswitch_flows", "flows of a bridge", labels=["bridge"])
+        memory = GaugeMetricFamily("pvswitch_flows_bytes", "memory that they take in the core", labels=["bridge"])
+        meters = {
+            name: CounterMetricFamily(f"pvswitch_meter_{name}", text, labels=["bridge", "meter"])
+            for name, text in _METER_COUNTERS.items()
+        }
+        for name, bridge in self._controller.config.bridges.items():
+            flows.add_metric([name], len(bridge.flows))
+            memory.add_metric([name], self._dataplane.flow_memory(name))
+            for meter in bridge.meters:
+                stats = self._dataplane.meter_stats(name, meter)
+                for counter, family in meters.items():
+                    family.add_metric([name, meter], getattr(stats, counter))
+        return [flows, memory, *meters.values()]
 
     def _tunnels(self) -> Metric:
         drops = CounterMetricFamily(

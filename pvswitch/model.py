@@ -3,14 +3,15 @@
 
 The configuration models are frozen: a `SwitchConfig` that exists is valid, and a change is a new
 one. Values that follow from others (paths below runtime_dir, the only bridge, br0) are filled in
-before validation, so that a document read back says everything in full. Keys of the contract that
-are not built yet are listed in `LATER` of their model and refused by name. Errors are collected by
-`pvswitch.validation.parse`. Every room may import this module; it imports only `values` and `checks`.
+before validation, so that a document read back says everything in full. Errors are collected by
+`pvswitch.validation.parse`. Every room may import this module; it imports only the foundation.
 """
 
 from __future__ import annotations
 
+import functools
 import grp
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pvswitch.checks import cross_errors
+from pvswitch.flow_model import MAX_FLOWS, MAX_METERS, Flow, FlowIndex, Flows, Meter
 from pvswitch.port_model import (
     MAX_ADDRESSES,
     MAX_BURST,
@@ -60,6 +62,7 @@ from pvswitch.values import (
     Int,
     Listen,
     Name,
+    Text,
     UnicastMac,
     Vid,
     Vlans,
@@ -70,7 +73,9 @@ __all__ = [
     "MAX_ADDRESSES",
     "MAX_BRIDGES",
     "MAX_BURST",
+    "MAX_FLOWS",
     "MAX_KBPS",
+    "MAX_METERS",
     "MAX_MIRRORS",
     "MAX_PAIRS",
     "MAX_PORTS",
@@ -88,14 +93,18 @@ __all__ = [
     "ConfigModel",
     "DatapathConfig",
     "Features",
+    "Flow",
+    "FlowIndex",
     "GenevePort",
     "GrePort",
+    "Meter",
     "Mirror",
     "PcapPort",
     "Plan",
     "Port",
     "PortSecurity",
     "RateLimit",
+    "Recorder",
     "Revision",
     "StaticEntry",
     "StormControl",
@@ -148,14 +157,19 @@ class Mirror(ConfigModel):
 class Bridge(ConfigModel):
     """A learning switch: the ports that name it exchange frames."""
 
-    LATER = frozenset({"flows", "meters"})
-
     aging_time: Int = Field(300, ge=0, le=1_000_000, description="seconds; 0 = never")
     fdb_size: Int = Field(8192, ge=1, le=1_000_000, description="entries at most")
     forward_bpdu: Bool = Field(True, description="forward 01-80-C2-00-00-0x between ports; PAUSE never")
     flood_unknown: Bool = Field(True, description="flood frames for unknown unicast addresses")
     fdb: tuple[StaticEntry, ...] = Field((), description="static entries")
     mirrors: dict[Name, Mirror] = Field(default_factory=dict, max_length=MAX_MIRRORS)
+    meters: dict[Name, Meter] = Field(default_factory=dict, max_length=MAX_METERS)
+    flows: Flows = Field(default_factory=dict, max_length=MAX_FLOWS, description="by name, or by priority and match")
+
+    @functools.cached_property
+    def flow_index(self) -> FlowIndex:
+        """What its flows name, and how many there are in the core."""
+        return FlowIndex.of(self.flows)
 
 
 class Tls(ConfigModel):
@@ -186,6 +200,13 @@ class DatapathConfig(ConfigModel):
     rebalance_seconds: Int = Field(
         0, ge=0, le=3600, description="how often to move queues from busy workers to others; 0 = never by itself"
     )
+
+
+class Recorder(ConfigModel):
+    """The flight recorder, which keeps the last drops always: which other frames it keeps."""
+
+    sample: Int = Field(4096, ge=0, le=1_000_000_000, description="one frame of so many that come in; 0 = none")
+    filter: Text = Field("", max_length=1024, description="of those that pass this filter, pcap-filter(7)")
 
 
 def default_runtime_dir() -> Path:
@@ -231,6 +252,7 @@ class SwitchConfig(ConfigModel):
     socket_group: Group | None = Field(None, description="default: kvm if it exists, else the process's")
     api: Api = Field(default_factory=Api)
     datapath: DatapathConfig = Field(default_factory=DatapathConfig)
+    recorder: Recorder = Field(default_factory=Recorder)
     bridges: dict[Name, Bridge] = Field(default_factory=dict, max_length=MAX_BRIDGES)
     ports: dict[Name, AnyPort] = Field(default_factory=dict, max_length=MAX_PORTS)
 
@@ -308,6 +330,40 @@ class SwitchConfig(ConfigModel):
     def document(self) -> dict[str, Any]:
         """Return the document as JSON values, complete; what is absent by choice is left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the document without flows: there may be very many, each of which keeps its own text and hash."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"bridges": {"__all__": {"flows"}}})
+
+    def editable(self) -> dict[str, Any]:
+        """Return the document for a change: its ports and flows as they are, so that only new ones are judged."""
+        hidden: Any = {"ports": True, "bridges": {"__all__": {"flows"}}}
+        document = self.model_dump(mode="json", exclude_none=True, exclude=hidden)
+        for name, bridge in document["bridges"].items():
+            bridge["flows"] = dict(self.bridges[name].flows)
+        return {**document, "ports": dict(self.ports)}
+
+    def text(self) -> str:
+        """Return the document as JSON, of texts that its flows keep."""
+        document = self.plain()
+        bridges = [
+            f"{json.dumps(name)}: {json.dumps(plain)[:-1]}, {_named('flows', _flow_texts(self.bridges[name].flows))}}}"
+            for name, plain in document["bridges"].items()
+        ]
+        keys = [
+            _named("bridges", bridges) if key == "bridges" else f'"{key}": {json.dumps(value)}'
+            for key, value in document.items()
+        ]
+        return f"{{{', '.join(keys)}}}"
+
+
+def _flow_texts(flows: Mapping[str, Flow]) -> list[str]:
+    return [f"{json.dumps(name)}: {flow.text}" for name, flow in flows.items()]
+
+
+def _named(key: str, members: list[str]) -> str:
+    """Return a key with an object of these members, as JSON."""
+    return f'"{key}": {{{", ".join(members)}}}'
 
 
 def _fill_port(name: object, port: object, implied: dict[str, object], socket_dir: object) -> object:

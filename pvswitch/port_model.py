@@ -53,8 +53,6 @@ class ConfigModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    LATER: ClassVar[frozenset[str]] = frozenset()  # keys of the contract that this version refuses by name
-
 
 class Features(ConfigModel):
     """Virtio features offered to a front end; switch off single ones."""
@@ -155,7 +153,7 @@ class VhostUserPort(Port):
     """A vhost-user port: one front end at a time, by `socket`."""
 
     type: Annotated[
-        Literal["vhost-user"], choice(("vhost-user", "tap", "af_packet", "pcap", "vxlan", "geneve", "gre"), ())
+        Literal["vhost-user"], choice(("vhost-user", "tap", "af_packet", "pcap", "vxlan", "geneve", "gre"))
     ] = "vhost-user"
     socket: AbsolutePath | None = Field(None, description="default: {socket_dir}/{name}.sock")
     mode: Literal["server", "client"] = Field(

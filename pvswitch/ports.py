@@ -6,6 +6,8 @@ touches nothing that is in use; commit() publishes new tables, after which frame
 frees what the old one needed, and then lets front ends come to the new ports. A port is replaced as a whole when its
 type, its socket and mode, its interface or its files change; other changes are live, but for those that need `renew`.
 
+`InForce`, which it extends, has what is in force, and all that there is to see of it.
+
 Dynamic FDB entries of a port go when its link goes down, when it leaves its bridge or its VLANs change, and when it is
 removed.
 Used by `controller.py` and `api/` through their protocols, and by `daemon.py`, which owns its life.
@@ -16,26 +18,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
 from pvswitch import vlan
 from pvswitch.balancer import Balancer
+from pvswitch.captures import Captures
 from pvswitch.datapath import Datapath, Event, Fdb, FdbItem, VlanCounters, now_ns
 from pvswitch.errors import ApplyError, PvswitchError
 from pvswitch.events import AgedEvent, BrokenEvent, Events, LearnedEvent, LinkEvent, MovedEvent
 from pvswitch.file_port import FilePort
+from pvswitch.flow_tables import PreparedFlows
 from pvswitch.identity import Identity
+from pvswitch.in_force import InForce, mac_bytes
+from pvswitch.known_ports import KnownPorts
 from pvswitch.model import Bridge, PcapPort, SwitchConfig, TunnelPort, VhostUserPort
 from pvswitch.netlink import Watches
-from pvswitch.perf import queue_perf, stat_values, worker_perf
 from pvswitch.rebalance import QueueSample, Sample
-from pvswitch.state import FdbEntry, PortState, PortStats, QueuePerf, Rebalance, VlanInfo, WorkerPerf
-from pvswitch.switch_port import PolledQueue, SwitchPort
-from pvswitch.tables import tables
+from pvswitch.recorder import FlightRecorder
+from pvswitch.state import (
+    Rebalance,
+)
+from pvswitch.switch_port import SwitchPort
+from pvswitch.tables import statics, tables, unchanged
 from pvswitch.tunnel_port import TunnelledPort
 from pvswitch.tunnels import Tunnels
 from pvswitch.uplink_port import UplinkPort
@@ -58,6 +65,8 @@ class Prepared:
     ports: dict[str, SwitchPort]  # all of the new configuration's
     fdbs: dict[str, Fdb]
     vlans: dict[str, VlanCounters]
+    flows: PreparedFlows = field(default_factory=PreparedFlows)
+    sampled: bytes = b""  # the recorder's filter
     new_ports: list[SwitchPort] = field(default_factory=list)
     new_tables: list[Fdb | VlanCounters] = field(default_factory=list)
     old_ports: list[SwitchPort] = field(default_factory=list)
@@ -66,7 +75,7 @@ class Prepared:
     renewed: list[SwitchPort] = field(default_factory=list)
 
 
-class Ports:
+class Ports(InForce):
     """The data plane as the control plane sees it."""
 
     def __init__(self, datapath: Datapath, events: Events | None = None, identity: Identity | None = None) -> None:
@@ -74,17 +83,15 @@ class Ports:
 
         The addresses of what is made follow from `identity`.
         """
-        self._datapath = datapath
+        super().__init__(datapath)
         self._identity = identity or Identity.drawn()
         self._events = events or Events()
-        self._config: SwitchConfig | None = None
         self._watches = Watches()
-        self._ports: dict[str, SwitchPort] = {}
-        self._fdbs: dict[str, Fdb] = {}
-        self._vlans: dict[str, VlanCounters] = {}  # of every bridge
-        self._names: dict[int, str] = {}  # port reference -> name, for what the core reports
+        self._known = KnownPorts()
         self._publishing = asyncio.Lock()
-        self.tunnels = Tunnels(datapath, self._publish, self._fdb_of, self._flush_vtep)
+        self.captures = Captures(datapath, self._publish, self._known, self.flow_name)
+        self.recorder = FlightRecorder(datapath, self._known)
+        self.tunnels = Tunnels(datapath, self._publish, self.fdb_of, self._flush_vtep)
         self._housekeeper: asyncio.Task[None] | None = None
         self._balancer = Balancer(datapath.workers, self._sample, self._move_queue)
         datapath.on_event = self._on_event
@@ -107,6 +114,7 @@ class Ports:
             self._housekeeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeper
+        await self.captures.close()
         await self._datapath.publish([], [])
         await self.tunnels.end()
         await _each(self._ports.values(), lambda port: port.close())
@@ -114,6 +122,7 @@ class Ports:
         found: list[Fdb | VlanCounters] = [*self._fdbs.values(), *self._vlans.values()]
         for table in found:
             table.close()
+        self.flows.close()
         self._ports, self._fdbs, self._vlans, self._config = {}, {}, {}, None
 
     async def _keep_house(self) -> None:
@@ -138,16 +147,20 @@ class Ports:
         prepared = Prepared(new, ports={}, fdbs={}, vlans={})
         pointer = "#"
         try:
+            pointer = "#/recorder/filter"
+            prepared.sampled = await self.recorder.prepare(new.recorder)
             for name, bridge in new.bridges.items():
                 pointer = f"#/bridges/{name}"
                 prepared.fdbs[name] = self._prepare_fdb(prepared, name, bridge)
                 prepared.vlans[name] = self._prepare_vlans(prepared, name)
+            pointer = "#/bridges"
+            prepared.flows = await self.flows.prepare(new)
             for name in new.ports:
                 pointer = f"#/ports/{name}"
                 prepared.ports[name] = await self._prepare_port(prepared, name)
         except BaseException as error:
             await self.undo(prepared)
-            if isinstance(error, OSError | PvswitchError):
+            if isinstance(error, OSError | PvswitchError) and not isinstance(error, ApplyError):
                 raise ApplyError(str(error), pointer) from error
             raise
         prepared.old_ports = [p for name, p in self._ports.items() if prepared.ports.get(name) is not p]
@@ -176,9 +189,9 @@ class Ports:
     async def _prepare_port(self, prepared: Prepared, name: str) -> SwitchPort:
         present = self._ports.get(name)
         if present is not None and (
-            _unchanged(self._config, prepared.config, name) or present.suits(prepared.config.ports[name])
+            unchanged(self._config, prepared.config, name) or present.suits(prepared.config.ports[name])
         ):
-            if not _unchanged(self._config, prepared.config, name):
+            if not unchanged(self._config, prepared.config, name):
                 prepared.staged.append(present)
                 await present.stage(prepared.config.ports[name])
             return present
@@ -214,6 +227,7 @@ class Ports:
         await _each(prepared.new_ports, lambda port: port.close())
         for table in prepared.new_tables:
             table.close()
+        self.flows.undo(prepared.flows)
 
     async def commit(self, prepared: object) -> None:
         """Put it to work: one publication, then what hangs on it."""
@@ -224,24 +238,33 @@ class Ports:
                 fdb.copy_from(self._fdbs[name])
             fdb.set_aging(prepared.config.bridges[name].aging_time)
         self._ports, self._fdbs, self._vlans = prepared.ports, prepared.fdbs, prepared.vlans
+        self.flows.commit(prepared.flows)
         self.tunnels.know(self._ports)
         self._names |= {port.handle.ref: name for name, port in self._ports.items()}
+        for name, port in self._ports.items():
+            self._known.note(port.handle.ref, name, prepared.config.port_bridge(name))
         for port in prepared.staged:
             port.adopt(prepared.config.ports[port.name])
         await self._publish()
         # from here on: what is flushed can't be learned again by the old tables
         for name, port in self._ports.items():
-            if not _unchanged(before, prepared.config, name) and port.configure(prepared.config.ports[name]):
+            if not unchanged(before, prepared.config, name) and port.configure(prepared.config.ports[name]):
                 prepared.renewed.append(port)
         self._forget(before, prepared)
         for name in self._fdbs:
             self._set_statics(name, before, prepared)
+        if before is None or before.recorder != prepared.config.recorder:
+            await self.recorder.apply(prepared.config.recorder, prepared.sampled)
 
     async def _publish(self) -> None:
         """Have the workers forward by what is in force; what is built while another one waits is the newer one."""
         if self._config is not None:
             async with self._publishing:
-                await self._datapath.publish(*tables(self._config, self._ports, self._fdbs, self._vlans))
+                await self._datapath.publish(
+                    *tables(
+                        self._config, self._ports, self._fdbs, self._vlans, self.flows, captured=self.captures.wanted
+                    )
+                )
 
     def _forget(self, before: SwitchConfig | None, prepared: Prepared) -> None:
         """Flush the addresses of ports that are gone, or no longer on the bridge or in the VLANs that learned them."""
@@ -252,7 +275,7 @@ class Ports:
             if isinstance(port, TunnelledPort) and port.settings.bridge in self._fdbs:
                 port.drop_macs(self._fdbs[port.settings.bridge])
         for name, old in before.ports.items() if before is not None else ():
-            if name not in self._ports or _unchanged(before, prepared.config, name):
+            if name not in self._ports or unchanged(before, prepared.config, name):
                 continue
             new = prepared.config.ports[name]
             if old.bridge not in self._fdbs:
@@ -265,15 +288,15 @@ class Ports:
     def _set_statics(self, bridge: str, before: SwitchConfig | None, prepared: Prepared) -> None:
         """Bring the static entries of `before`, which the FDB (or its copy) holds, to what the document says now."""
         fdb = self._fdbs[bridge]
-        old = _statics(before, bridge)
-        wanted = _statics(prepared.config, bridge)
+        old = statics(before, bridge)
+        wanted = statics(prepared.config, bridge)
         for vid, mac in old.keys() - wanted.keys():
-            fdb.remove(_mac_bytes(mac), vid)
+            fdb.remove(mac_bytes(mac), vid)
         for (vid, mac), name in wanted.items():
             port = self._ports[name]
             # a new FDB may have had no room to copy what is still wanted; a new port has a new reference
             if fdb in prepared.new_tables or port in prepared.new_ports or old.get((vid, mac)) != name:
-                fdb.set_static(_mac_bytes(mac), vid, port.handle.ref)
+                fdb.set_static(mac_bytes(mac), vid, port.handle.ref)
         self.tunnels.yield_macs(prepared.config.bridge_ports(bridge) if wanted else [], wanted.keys())
 
     async def retire(self, prepared: object) -> None:
@@ -287,40 +310,10 @@ class Ports:
         )
         for table in prepared.old_tables:
             table.close()
+        await self.flows.retire(prepared.flows)
         await _each(prepared.new_ports, lambda port: port.listen())
 
-    # ---- Dataplane: what there is to see
-
-    def port_state(self, name: str) -> PortState:
-        """Return a port's link and what its front end negotiated; KeyError."""
-        return self._ports[name].state()
-
-    def port_stats(self, name: str) -> PortStats:
-        """Return a port's counters, the switch's view; KeyError."""
-        port = self._ports[name]
-        return PortStats(**stat_values(port.handle.counters()), queues=port.queue_stats())
-
-    def fdb(self, bridge: str) -> Iterator[FdbEntry]:
-        """Iterate over what a bridge has learned or was told; KeyError. It may change, and go, meanwhile."""
-        items = self._fdbs[bridge].items(now_ns())
-        return (self._fdb_entry(item) for item in items if item.port in self._names)
-
-    def fdb_entry(self, bridge: str, vid: int, mac: str) -> FdbEntry | None:
-        """Return what a bridge knows of an address, or None; KeyError."""
-        item = self._fdbs[bridge].lookup(_mac_bytes(mac), vid, now_ns())
-        return None if item is None or item.port not in self._names else self._fdb_entry(item)
-
-    def _fdb_entry(self, item: FdbItem) -> FdbEntry:
-        # not validated: there may be a million of them
-        return FdbEntry.model_construct(
-            name=f"{item.vid}/{item.mac}",
-            mac=item.mac,
-            vid=item.vid,
-            port=self._names[item.port],
-            type="external" if item.type == "static" and item.vtep else item.type,
-            age=None if item.type == "static" else float(item.age),
-            remote=self.tunnels.address(item.vtep) if item.vtep else None,
-        )
+    # ---- Dataplane: beside the configuration
 
     def fdb_flush(
         self,
@@ -335,66 +328,9 @@ class Ports:
         return self._fdbs[bridge].flush(
             port=None if port is None else self._ports[port].handle.ref,
             vid=vid,
-            mac=None if mac is None else _mac_bytes(mac),
+            mac=None if mac is None else mac_bytes(mac),
             sticky=sticky,
         )
-
-    def fdb_count(self, bridge: str) -> int:
-        """Return how many addresses a bridge knows; KeyError."""
-        return len(self._fdbs[bridge])
-
-    def vlans(self, bridge: str) -> Iterator[VlanInfo]:
-        """Iterate over the VLANs of a bridge that its ports name, or whose frames came: members and counters; KeyError.
-
-        A bridge all of whose ports are trunks of all VLANs has none of its own.
-        """
-        assert self._config is not None
-        ports = {name: self._config.ports[name] for name in self._config.bridge_ports(bridge)}
-        named = vlan.named(ports.values())
-        rules = {name: vlan.rules(port) for name, port in ports.items()}
-        counters = self._vlans[bridge]
-        for vid in range(vlan.VIDS):
-            packets, size = counters.read(vid)
-            if vid in named or packets:
-                members = [found for name in ports if (found := vlan.member(name, rules[name], vid))]
-                yield VlanInfo(name=str(vid), vid=vid, members=members, packets=packets, bytes=size)
-
-    def lost(self) -> dict[str, int]:
-        """Return how many events and punted frames (by reason) found no room on their way up."""
-        return self._datapath.lost()
-
-    def totals(self) -> dict[str, int]:
-        """Return counters summed over all ports, and how much there is of everything."""
-        sums: Counter[str] = Counter()
-        for port in self._ports.values():
-            values = stat_values(port.handle.counters())
-            sums.update({key: value for key, value in values.items() if isinstance(value, int)})
-        sums["ports"] = len(self._ports)
-        sums["ports_up"] = sum(port.link_up for port in self._ports.values())
-        sums["bridges"] = len(self._fdbs)
-        sums["fdb_entries"] = sum(len(fdb) for fdb in self._fdbs.values())
-        sums["learn_skipped"] = sum(self._datapath.perf(i).learn_skipped for i in range(self._datapath.workers))
-        for name, count in self.lost().items():
-            sums[f"lost_{name}"] = count
-        return dict(sums)
-
-    def perf(self) -> list[WorkerPerf]:
-        """Return what each poll thread spends."""
-        return [worker_perf(i, self._datapath.perf(i)) for i in range(self._datapath.workers)]
-
-    def queue_perf(self) -> Iterator[QueuePerf]:
-        """Iterate over what each running queue that frames are taken from has cost; ports may come and go meanwhile."""
-        total = [self._datapath.perf(i).total_cycles for i in range(self._datapath.workers)]
-        for name, polled in self._polled():
-            for queue in polled():
-                yield queue_perf(name, queue, total[queue.worker])
-
-    def _polled(self) -> Iterator[tuple[str, Callable[[], list[PolledQueue]]]]:
-        """Iterate over what has queues that frames are taken from; it may come and go meanwhile."""
-        for port in list(self._ports.values()):
-            if self._ports.get(port.name) is port:  # else its handle may be gone
-                yield port.name, port.polled
-        yield from self.tunnels.polled()
 
     async def rebalance(self, *, dry_run: bool) -> Rebalance:
         """Measure the queues' loads, and move queues to other workers where that helps. Raises ApplyError."""
@@ -403,7 +339,7 @@ class Ports:
     async def _sample(self) -> Sample:
         """Read what the queues have cost; others have their turn meanwhile."""
         queues: dict[tuple[str, int], QueueSample] = {}
-        for turn, (name, polled) in enumerate(self._polled()):
+        for turn, (name, polled) in enumerate(self.polled()):
             for queue in polled():
                 queues[name, queue.queue] = QueueSample(queue.worker, queue.cycles, queue.pinned)
             if turn % SAMPLED == 0:
@@ -416,10 +352,6 @@ class Ports:
             await self._ports[port].move_queue(queue, worker)
         else:
             await self.tunnels.move_queue(port, queue, worker)
-
-    def ready(self) -> bool:
-        """Return whether a configuration is in force."""
-        return self._config is not None
 
     # ---- what the core and the ports tell
 
@@ -434,11 +366,6 @@ class Ports:
             self._events.publish(event)
         if events and count > len(named):
             self._events.suppress(events[-1], count - len(named))
-
-    def _fdb_of(self, port: str) -> Fdb:
-        """Return the FDB of a port's bridge; KeyError."""
-        assert self._config is not None
-        return self._fdbs[self._config.port_bridge(port)]
 
     def _flush_vtep(self, number: int) -> None:
         for fdb in self._fdbs.values():
@@ -482,19 +409,3 @@ async def _each(ports: Iterable[SwitchPort], step: Callable[[SwitchPort], Awaita
     for port, outcome in zip(ports, outcomes, strict=True):
         if outcome is not None:
             log.error("port not closed or changed as it should be", port=port.name, exc_info=outcome)
-
-
-def _unchanged(before: SwitchConfig | None, after: SwitchConfig, name: str) -> bool:
-    """Return whether a port's settings are the very ones of before: of a thousand ports an edit changes one."""
-    return before is not None and before.ports.get(name) is after.ports[name]
-
-
-def _statics(config: SwitchConfig | None, bridge: str) -> dict[tuple[int, str], str]:
-    """Return the static entries of a bridge as (VID, MAC) -> port; none where there is no such bridge."""
-    if config is None or bridge not in config.bridges:
-        return {}
-    return {(entry.vid, entry.mac): entry.port for entry in config.bridges[bridge].fdb}
-
-
-def _mac_bytes(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))

@@ -115,11 +115,7 @@ class SwitchProcess:
             stderr=self._log,
             start_new_session=True,
         )
-        self._session = aiohttp.ClientSession(
-            "http://switch",
-            connector=aiohttp.UnixConnector(str(self.api)),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
-        )
+        self._session = aiohttp.ClientSession("http://switch", connector=aiohttp.UnixConnector(str(self.api)))
 
     async def stop(self) -> int:
         """End the switch by SIGTERM; return its exit status. Raises, and kills it, if that takes too long."""
@@ -169,12 +165,19 @@ class SwitchProcess:
             self._log = None
 
     async def request(
-        self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = ANSWER_SECONDS,
     ) -> tuple[int, Any]:
         """Ask the API; return the status and the decoded body (None if empty). `path` is the full one."""
         if self._session is None:
             raise SwitchProcessError("the switch is not running: start it first")
-        async with self._session.request(method, path, json=body, headers=headers) as answer:
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        async with self._session.request(method, path, json=body, headers=headers, timeout=timeout) as answer:
             text = await answer.text()
             return answer.status, json.loads(text) if text and "json" in answer.content_type else text or None
 

@@ -160,9 +160,8 @@ class Revisions:
             summary=_short(summary),
         )
         head = json.dumps(revision.model_dump())
-        document = json.dumps(config.document())
         try:
-            self._put(number, f"{head}\n{document}\n".encode())
+            self._put(number, f"{head}\n{config.text()}\n".encode())
         except OSError as error:
             raise StorageError(
                 f"the revision can't be written to {self.folder}: {error.strerror}; nothing was changed: "

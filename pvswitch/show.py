@@ -18,14 +18,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pvswitch.trace.text import lines
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from pvswitch.client import Client, Event, Json, PlanResult
     from pvswitch.state import Rebalance
+    from pvswitch.trace.model import Trace
 
 Format = Literal["table", "json", "yaml"]
 WIDE = 1000  # columns where the output is no terminal: one line for each row, for grep and awk
+SHOWN = 50  # drops, or frames
 
 
 def make_console() -> Console:
@@ -77,6 +81,11 @@ def rebalanced(result: Rebalance, form: Format) -> None:
     _print(_plain(result), form, _draw_rebalance)
 
 
+def traced(told: Trace, form: Format) -> None:
+    """Print what would become of a frame: in text a line for each step."""
+    _print(_plain(told), form, lambda _: Text("\n".join(lines(told))))
+
+
 def _print(data: Any, form: Format, draw: Callable[[Any], RenderableType], *, one_of_many: bool = False) -> None:
     """Print data; as `one_of_many` a line of JSON, a YAML document, or a table with an empty line after it."""
     if form == "table":
@@ -123,6 +132,17 @@ def _vlans(client: Client, name: str) -> Json:
     """The VLANs of one bridge or of every one, each with its `bridge`."""
     bridges = [name] if name else [bridge.name for bridge in client.bridges()]
     found = [{"bridge": bridge, **_plain(vlan)} for bridge in bridges for vlan in client.vlans(bridge)]
+    return {"items": found, "next": None}
+
+
+def _flows(client: Client, name: str) -> Json:
+    """The flows of one bridge or of every one, each with its `bridge`, in the order in which they are looked at."""
+    bridges = [name] if name else [bridge.name for bridge in client.bridges()]
+    found = [
+        {"bridge": bridge, **_plain(flow)}
+        for bridge in bridges
+        for flow in sorted(client.flows(bridge), key=lambda flow: (-flow.priority, flow.name))
+    ]
     return {"items": found, "next": None}
 
 
@@ -230,6 +250,27 @@ def _draw_vlans(data: Json) -> RenderableType:
     return _table(columns, rows, numbers=("VID", "PACKETS", "BYTES"))
 
 
+def _draw_flows(data: Json) -> RenderableType:
+    from pvswitch.flows.match import read_match
+
+    if not data["items"]:
+        return Text("no flows: every frame is forwarded as `normal` says; add one with `pvswitch flow add`")
+    columns = ("BRIDGE", "NAME", "PRIORITY", "MATCH", "ACTIONS", "PACKETS", "BYTES", "IDLE")
+    rows = (
+        [
+            flow["bridge"],
+            None if "=" in flow["name"] else flow["name"],
+            flow["priority"],
+            read_match(flow["match"]).text() or "any",
+            ",".join(flow["actions"]),
+            *((stats["packets"], stats["bytes"], f"{stats['idle']:.0f} s") if stats else (None, None, None)),
+        ]
+        for flow in data["items"]
+        for stats in (flow.get("stats"),)
+    )
+    return _table(columns, rows, numbers=("PRIORITY", "PACKETS", "BYTES", "IDLE"))
+
+
 def _draw_tunnels(data: Json) -> RenderableType:
     if not data["items"]:
         return Text("no tunnels: add one with `pvswitch port add NAME type=vxlan vni=... local=... remotes=...`")
@@ -325,6 +366,39 @@ def _draw_rebalance(data: Json) -> RenderableType:
     return Group(message, Text(""), _table(columns, rows, numbers=columns[1:]), Text(""), workers)
 
 
+def _draw_drops(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no drops: nothing was dropped yet")
+    columns = ("TIME", "PORT", "FROM", "SIDE", "REASON", "COUNT", "LEN", "VID", "FRAME")
+    keys = ("time", "port", "in_port", "direction", "reason", "count", "len", "vid", "summary")
+    rows = ([drop.get(key) for key in keys] for drop in data["items"])
+    return _table(columns, rows, numbers=("COUNT", "LEN", "VID"))
+
+
+def _draw_frames(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no frames: set `recorder.sample` or wait for traffic")
+    columns = ("TIME", "PORT", "TO", "COPIES", "DROPPED", "LEN", "VID", "FRAME")
+    keys = ("time", "port", "out_port", "copies", "reason", "len", "vid", "summary")
+    rows = ([frame.get(key) for key in keys] for frame in data["items"])
+    return _table(columns, rows, numbers=("COPIES", "LEN", "VID"))
+
+
+def _draw_captures(data: Json) -> RenderableType:
+    if not data["items"]:
+        return Text("no captures: make one with `pvswitch capture PORT -w FILE`")
+    columns = ("CAPTURE", "STATE", "STARTED", "DIRECTION", "PACKETS", "BYTES", "LOST", "PORTS", "FILTER")
+    rows = (
+        [
+            *(item[key] for key in ("id", "state", "started", "direction", "packets", "bytes", "lost")),
+            _some(item["ports"]) if item["ports"] else "all",
+            item["filter"] or None,
+        ]
+        for item in data["items"]
+    )
+    return _table(columns, rows, numbers=("PACKETS", "BYTES", "LOST"))
+
+
 def _draw_revisions(data: Json) -> RenderableType:
     if not data["items"]:
         return Text("no revisions: nothing was changed yet")
@@ -382,10 +456,14 @@ SUBJECTS: dict[str, tuple[Fetch, Draw]] = {
     "bridges": (lambda client, _: _page(client.bridges()), _draw_bridges),
     "fdb": (_fdb, _draw_fdb),
     "vlans": (_vlans, _draw_vlans),
+    "flows": (_flows, _draw_flows),
     "tunnels": (lambda client, _: _page(client.tunnels()), _draw_tunnels),
     "stats": (_stats, _draw_stats),
     "perf": (lambda client, _: _page(client.perf()), _draw_perf),
     "queues": (lambda client, _: _page(client.queue_perf()), _draw_queue_perf),
+    "drops": (lambda client, _: _page(client.drops(limit=SHOWN)), _draw_drops),
+    "frames": (lambda client, _: _page(client.frames(limit=SHOWN)), _draw_frames),
+    "captures": (lambda client, _: _page(client.captures()), _draw_captures),
     "events": (_events, _draw_events),
     "revisions": (lambda client, _: _page(client.revisions()), _draw_revisions),
     "config": (lambda client, _: _plain(client.config().document), _draw_config),
@@ -395,7 +473,10 @@ NAMED: dict[str, tuple[Fetch, Draw]] = {  # those that can be narrowed to one na
     "bridges": (lambda client, name: _plain(client.bridge(name)), _draw_one),
     "fdb": (_fdb, _draw_fdb),
     "vlans": (_vlans, _draw_vlans),
+    "flows": (_flows, _draw_flows),
     "tunnels": (lambda client, name: _plain(client.tunnel(name)), _draw_one),
     "stats": (lambda client, name: _plain(client.port_stats(name)), _draw_one),
+    "drops": (lambda client, name: _page(client.drops(port=name, limit=SHOWN)), _draw_drops),
+    "frames": (lambda client, name: _page(client.frames(port=name, limit=SHOWN)), _draw_frames),
     "revisions": (lambda client, name: _plain(client.revision(int(name))), _draw_config),
 }

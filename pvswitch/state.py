@@ -315,3 +315,21 @@ class TunnelChanges(BaseModel):
 
     added: int
     removed: int
+
+
+class FlowStats(BaseModel):
+    """What a flow has counted since it was added or changed; frames that were dropped are counted as well."""
+
+    packets: int = Field(0, description="frames that matched; one that is to be segmented is one")
+    bytes: int = Field(0, description="of these, without FCS")
+    duration: float = Field(0.0, description="seconds since it was added")
+    idle: float = Field(0.0, description="seconds since the last frame, or since it was added")
+
+
+class MeterStats(BaseModel):
+    """What a meter has counted."""
+
+    packets: int = Field(0, description="frames that came to it")
+    bytes: int = 0
+    dropped_packets: int = Field(0, description="of these, those that were too many")
+    dropped_bytes: int = 0

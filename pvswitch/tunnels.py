@@ -106,6 +106,10 @@ class Tunnels:
         """Return the address of a VTEP."""
         return self._vteps.address(number)
 
+    def number(self, address: str) -> int:
+        """Return the number of a VTEP, 0 for a host that isn't known."""
+        return self._vteps.number(address)
+
     def changed(self, port: SwitchPort, old: AnyPort, new: AnyPort, fdb: Fdb) -> None:
         """Forget the addresses that were told of networks that a tunnel no longer has, or of another bridge."""
         if isinstance(port, TunnelledPort) and isinstance(old, TunnelPort) and isinstance(new, TunnelPort):

@@ -23,7 +23,6 @@ from pvswitch.model import (
     MAX_WORKERS,
     PORT_TYPES,
     AnyPort,
-    ConfigModel,
     Port,
     StaticEntry,
     SwitchConfig,
@@ -127,8 +126,6 @@ def _unknown_key(loc: Loc, root: type[BaseModel]) -> str:
     model = model_at(root, loc[:-1])
     if model is None:
         return "unknown key"
-    if issubclass(model, ConfigModel) and key in model.LATER:
-        return f"`{key}` is not available in this version"
     if owners := [name for name, other in PORT_TYPES.items() if issubclass(model, Port) and key in other.model_fields]:
         return f"`{key}` is a key of {' and '.join(owners)} ports, and this is none: set `type`, or leave the key out"
     close = difflib.get_close_matches(key, model.model_fields, n=1)
@@ -164,6 +161,8 @@ def without(document: Mapping[Any, Any], locs: list[Loc]) -> dict[Any, Any]:
     copy = _copy(document)
     for loc in sorted(locs, key=len):
         entry = loc[:1] == ("bridges",) and loc[2:3] == ("fdb",)
+        if loc[:1] == ("bridges",) and loc[2:3] in (("flows",), ("meters",)):
+            loc = loc[:4]  # as a whole: what is right in it may be wrong without the rest
         _remove(copy, loc if entry else tuple(takewhile(lambda part: isinstance(part, str), loc)))
     return copy if isinstance(copy, dict) else {}
 
@@ -209,6 +208,8 @@ def _stand_in(here: dict[Any, Any], loc: Loc, key: object) -> None:
         case ("bridges", _, "mirrors", _, "output_port" | "output_vlan"):
             here.pop("output_port", None)
             here["output_vlan"] = 1
+        case ("bridges", _, "meters", _):
+            here[key] = {"rate_pps": 1}  # flows may refer to it
         case ("api", "listen"):
             here[key] = "127.0.0.1:0"
         case ("api", "tokens_file"):

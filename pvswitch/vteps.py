@@ -11,6 +11,7 @@ an event can be lost. Used by `tunnels.py` and `tunnel_port.py`, on the event lo
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
@@ -70,6 +71,12 @@ class Vteps:
         if number and number not in self._addresses and (info := self._core.info(number)) is not None:
             self._addresses[number] = info.address
         return self._addresses.get(number)
+
+    def number(self, address: str) -> int:
+        """Return the number of an address, 0 where it has none. It may look at every number."""
+        known = (number for number in self._users if self._addresses[number] == address)
+        learned = (number for number in range(1, MAX_VTEPS) if self.address(number) == address)
+        return next(itertools.chain(known, learned), 0)
 
     def __len__(self) -> int:
         """Return how many have a number that control has asked for."""

@@ -25,6 +25,7 @@ from pvswitch.datapath import (
     Event,
     Fdb,
     FdbItem,
+    FlowsView,
     MemoryRegion,
     PortCounters,
     PortView,
@@ -95,6 +96,7 @@ class BenchSwitch:
         self.fdbs: dict[str, Fdb] = {}
         self.bridges: dict[str, BridgeSetup] = {}
         self.mirrors: dict[str, Mapping[str, Mirror]] = {}
+        self.flows: dict[str, FlowsView] = {}
         self._loop = asyncio.new_event_loop()
         self.datapath = Datapath(workers=workers)
         self.datapath.on_event = self.events.append
@@ -229,6 +231,7 @@ class BenchSwitch:
                         b.flood_unknown,
                         b.punt_bpdu,
                         mirrors=policy.mirrors(mirrors[name], handles),
+                        flows=self.flows.get(name),
                     )
                     for name, b in self.bridges.items()
                 ],

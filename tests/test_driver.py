@@ -387,6 +387,7 @@ LOADS = [
     Load(MAC_B, MAC_A, frames=300, level=1, n_src=4, split_header=True),
     Load(MAC_B, MAC_A, frames=300, level=2, len=1500, indirect=True),
     Load(MAC_B, MAC_A, duration=0.05, level=2, len=999, window=7, burst=3),
+    Load(MAC_B, MAC_A, frames=3000, len=64, n_tuples=2500),
 ]
 
 

@@ -4,7 +4,7 @@
  *
  * generate.c          the loop over all flows, its accounting, the calls of pvs_driver.h
  * generate_open.c     how flows come to be, and which path each ring takes
- * generate_frame.c    what a frame holds, and whether a received one holds it
+ * generate_frame.c    what a frame holds, and whether a received one holds it; generate_head.c its IP, TCP and UDP headers
  * generate_lane.c     rings that take the lean path; received frames that need a closer look there
  * generate_split.c    the lean path on split rings, generate_packed.c on packed ones
  * generate_general.c  the path of all other layouts
@@ -30,16 +30,18 @@
 #define pvd_likely(x) __builtin_expect(!!(x), 1)
 
 /*
- * A frame: Ethernet header (with GSO: IPv4 and TCP headers, too), two bytes of padding, and then the body: the run's
+ * A frame: Ethernet header (with GSO: IPv4 and TCP headers, too, with tuples IPv4 and UDP), padding, and then the body: the run's
  * number, the sequence number, and a pattern of 64-bit words made from the sequence number. With a rate the first word of
  * the pattern is the time when the frame was due, in ns. Header, padding and the body's first 48 bytes are the block: what
- * level 1 writes and checks. Without GSO it is a frame's first 64 bytes.
+ * level 1 writes and checks. Without these headers it is a frame's first 64 bytes.
  */
-#define PVD_PLAIN_BODY 16u
-#define PVD_GSO_BODY   56u
-#define PVD_BODY_BLOCK 48u /* bytes of the body in the block */
-#define PVD_BLOCK_MAX  (PVD_GSO_BODY + PVD_BODY_BLOCK)
-#define PVD_PATTERN_AT 16u /* in the body */
+#define PVD_ETHERTYPE_AT 12u
+#define PVD_PLAIN_BODY   16u
+#define PVD_UDP_BODY     48u /* a frame of 64 bytes ends behind the sequence number */
+#define PVD_GSO_BODY     56u
+#define PVD_BODY_BLOCK   48u /* bytes of the body in the block */
+#define PVD_BLOCK_MAX    (PVD_GSO_BODY + PVD_BODY_BLOCK)
+#define PVD_PATTERN_AT   16u /* in the body */
 
 /* 32 bytes wherever they lie; a register where there are such, else two. Never an argument or result: how these are handed
  * over depends on the processor that is compiled for. */
@@ -62,6 +64,7 @@ pvd_pattern(uint64_t seq)
 #define PVD_FORM_ROTATED 1u /* several MACs */
 #define PVD_FORM_PACED   2u
 #define PVD_FORM_ANY     4u
+#define PVD_FORM_UDP     8u /* with tuples, and 64 bytes */
 
 /* What the frames of a flow hold. */
 struct pvd_spec {
@@ -70,11 +73,13 @@ struct pvd_spec {
     uint32_t body;    /* offset of the body */
     uint32_t streams; /* sequences that frames are dealt to in turn, one for each receiver; 1 with FLOOD */
     bool gso;
+    bool udp;
     bool paced;    /* frames carry the time when they were due */
     uint32_t form; /* PVD_FORM_* */
     uint64_t run;  /* the run's number */
     uint32_t n_dst;
     uint32_t n_src;
+    uint32_t n_tuples;
     uint64_t dst_high; /* the MACs: the first two bytes, as they lie, and the other four as a number */
     uint64_t src_high;
     uint32_t dst_low;
@@ -98,12 +103,28 @@ pvd_addresses(const struct pvd_spec *s, uint32_t dst, uint32_t src, uint64_t wor
     words[1] = __builtin_bswap32(s->src_low + src) | (uint64_t)type << 32;
 }
 
-/* Which frame of a flow, and which of the MACs it has. */
+/* The eight bytes with a tuple's ports: there are PVD_PORTS destinations, and with each round of them another source. */
+#define PVD_UDP_WORD_AT 32u
+#define PVD_PORTS       1000u
+#define PVD_FIRST_PORT  1000u
+
+pvd_inline uint64_t
+pvd_udp_word(const struct pvd_spec *s, uint32_t tuple)
+{
+    uint64_t word;
+    uint16_t from = __builtin_bswap16((uint16_t)(PVD_FIRST_PORT + tuple / PVD_PORTS));
+    uint16_t to = __builtin_bswap16((uint16_t)(PVD_FIRST_PORT + tuple % PVD_PORTS));
+    memcpy(&word, s->head + PVD_UDP_WORD_AT, sizeof(word));
+    return word | (uint64_t)from << 16 | (uint64_t)to << 32;
+}
+
+/* Which frame of a flow, and which of the MACs and tuples it has. */
 struct pvd_cursor {
     uint64_t seq;
     uint32_t stream;
     uint32_t dst;
     uint32_t src;
+    uint32_t tuple;
 };
 
 /* A ring on the lean path. The lists are by place in the ring: the id that belongs there (packed: where a descriptor's
@@ -213,6 +234,15 @@ void pvd_frame_latency(const struct pvd_receiver *r, uint64_t stamp);
 bool pvd_frame_accept(struct pvd_receiver *r, const uint8_t *frame);
 /* Judge a frame received in pieces, and count it. */
 void pvd_frame_judge(struct pvd_receiver *r, const struct pvd_piece_ref *pieces, uint32_t n_pieces, uint32_t len);
+
+/* generate_head.c */
+/* One long TCP segment that is cut later, if at all: its checksum is that of the pseudo header (virtio 1.2, 5.1.6.2). */
+void pvd_head_tcp(struct pvd_spec *s, uint32_t gso_size);
+/* Are the headers behind the addresses those that were sent? Checksums apart, which a switch may complete. */
+bool pvd_tcp_intact(const struct pvd_spec *s, const uint8_t *frame);
+void pvd_head_udp(struct pvd_spec *s);
+void pvd_udp_write(const struct pvd_spec *s, uint32_t tuple, uint8_t *frame);
+bool pvd_udp_intact(const struct pvd_spec *s, uint32_t tuple, const uint8_t *frame);
 
 /* histogram.c */
 void pvd_latency_add(struct pvd_gen_result *result, uint64_t ns);

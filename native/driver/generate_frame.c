@@ -6,15 +6,8 @@
 
 #include <errno.h>
 
-#define ETHERTYPE_AT     12u
-#define IP_AT            14u
-#define IP_CSUM_AT       24u
-#define TCP_AT           34u
-#define TCP_CSUM_AT      50u
-#define GSO_HEADERS      54u
 #define DEFAULT_GSO_SIZE 1448u
-
-enum { HDR_F_NEEDS_CSUM = 1, GSO_TCPV4 = 1 };
+#define MAX_TUPLES       1000000u
 
 /* ---- Patterns ---- */
 
@@ -115,48 +108,6 @@ piece_intact(const struct pvd_spec *s, const uint8_t *piece, uint32_t n, uint32_
 
 /* ---- Headers ---- */
 
-static void
-put16(uint8_t *to, uint32_t value)
-{
-    to[0] = (uint8_t)(value >> 8);
-    to[1] = (uint8_t)value;
-}
-
-/* The Internet checksum's sum of big-endian words, not complemented. */
-static uint32_t
-sum16(const uint8_t *p, uint32_t n)
-{
-    uint32_t sum = 0;
-    for (uint32_t i = 0; i < n; i += 2) {
-        sum += (uint32_t)p[i] << 8 | p[i + 1];
-    }
-    sum = (sum & 0xffff) + (sum >> 16);
-    return (sum & 0xffff) + (sum >> 16);
-}
-
-/* One long TCP segment from 10.0.0.1 to 10.0.0.2 that is cut later, if at all: its checksum is that of the pseudo header
- * (virtio 1.2, 5.1.6.2). */
-static void
-write_tcp(struct pvd_spec *s, uint32_t gso_size)
-{
-    static const uint8_t ip[20] = { 0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2 };
-    static const uint8_t tcp[20] = { 0x13, 0x89, 0x13, 0x89, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff };
-    uint8_t pseudo[12] = { 10, 0, 0, 1, 10, 0, 0, 2, 0, 6 };
-    memcpy(s->head + IP_AT, ip, sizeof(ip));
-    memcpy(s->head + TCP_AT, tcp, sizeof(tcp));
-    put16(s->head + IP_AT + 2, s->len - IP_AT);
-    put16(s->head + IP_CSUM_AT, ~sum16(s->head + IP_AT, sizeof(ip)) & 0xffff);
-    put16(pseudo + 10, s->len - TCP_AT);
-    put16(s->head + TCP_CSUM_AT, sum16(pseudo, sizeof(pseudo)));
-    struct pvd_net_header h = { .flags = HDR_F_NEEDS_CSUM,
-                                .gso_type = GSO_TCPV4,
-                                .hdr_len = GSO_HEADERS,
-                                .gso_size = (uint16_t)gso_size,
-                                .csum_start = TCP_AT,
-                                .csum_offset = TCP_CSUM_AT - TCP_AT };
-    memcpy(s->header, &h, sizeof(h));
-}
-
 /* Which of the 32 bytes from `at` on there are, as bits. */
 static void
 make_mask(pvd_v4 *mask, uint32_t len, uint32_t at)
@@ -190,7 +141,10 @@ spec_check(const struct pvd_spec *s, const struct pvd_gen_conf *conf, const stru
     if (s->paced && (s->level == 0 || s->len < stamp_end)) {
         return -EINVAL;
     }
-    if (s->gso && (s->len < PVD_BLOCK_MAX || s->len > UINT16_MAX + IP_AT || !may_receive_gso(way))) {
+    if (s->udp && (s->gso || s->n_tuples > MAX_TUPLES || s->len < s->body + PVD_PATTERN_AT || s->len > UINT16_MAX)) {
+        return -EINVAL;
+    }
+    if (s->gso && (s->len < PVD_BLOCK_MAX || s->len > UINT16_MAX + PVD_ETHERTYPE_AT + 2 || !may_receive_gso(way))) {
         return -EINVAL;
     }
     return 0;
@@ -209,8 +163,10 @@ static void
 choose_form(struct pvd_spec *s)
 {
     bool rotated = s->n_dst > 1 || s->n_src > 1;
-    s->form = rotated * PVD_FORM_ROTATED | s->paced * PVD_FORM_PACED;
-    if (s->gso || s->streams > 1 || (rotated && s->paced) || (s->form != 0 && s->level != 1)) {
+    s->form = rotated * PVD_FORM_ROTATED | s->paced * PVD_FORM_PACED | s->udp * PVD_FORM_UDP;
+    bool udp_alone = s->form == PVD_FORM_UDP && s->len == PVD_UDP_BODY + PVD_PATTERN_AT;
+    if (s->gso || (s->udp && !udp_alone) || s->streams > 1 || (rotated && s->paced) ||
+        (s->form != 0 && s->level != 1)) {
         s->form = PVD_FORM_ANY;
     }
 }
@@ -219,16 +175,20 @@ int
 pvd_spec_init(struct pvd_spec *s, const struct pvd_gen_conf *conf, const struct pvd_way *way, uint64_t run)
 {
     bool flood = (conf->flags & PVD_GEN_FLOOD) != 0;
-    bool gso = (conf->flags & PVD_GEN_GSO) != 0;
+    bool gso = (conf->flags & PVD_GEN_GSO) != 0, udp = conf->n_tuples != 0;
     *s = (struct pvd_spec){ .len = conf->len,
                             .level = conf->level,
-                            .body = gso ? PVD_GSO_BODY : PVD_PLAIN_BODY,
+                            .body = gso   ? PVD_GSO_BODY
+                                    : udp ? PVD_UDP_BODY
+                                          : PVD_PLAIN_BODY,
                             .streams = flood ? 1 : way->n_rx,
                             .gso = gso,
+                            .udp = udp,
                             .paced = conf->rate_pps != 0,
                             .run = run,
                             .n_dst = conf->n_dst != 0 ? conf->n_dst : 1,
-                            .n_src = conf->n_src != 0 ? conf->n_src : 1 };
+                            .n_src = conf->n_src != 0 ? conf->n_src : 1,
+                            .n_tuples = udp ? conf->n_tuples : 1 };
     int rc = spec_check(s, conf, way);
     if (rc != 0) {
         return rc;
@@ -238,13 +198,17 @@ pvd_spec_init(struct pvd_spec *s, const struct pvd_gen_conf *conf, const struct 
     read_mac(way->src, &s->src_high, &s->src_low);
     memcpy(s->head, way->dst, 6);
     memcpy(s->head + 6, way->src, 6);
-    put16(s->head + ETHERTYPE_AT, gso ? 0x0800 : 0x88b5);
+    s->head[PVD_ETHERTYPE_AT] = 0x88;
+    s->head[PVD_ETHERTYPE_AT + 1] = 0xb5;
     make_mask(&s->mask, s->len, s->body + PVD_PATTERN_AT);
     if (s->paced) {
         s->mask[0] = 0;
     }
     if (gso) {
-        write_tcp(s, conf->gso_size != 0 ? conf->gso_size : DEFAULT_GSO_SIZE);
+        pvd_head_tcp(s, conf->gso_size != 0 ? conf->gso_size : DEFAULT_GSO_SIZE);
+    }
+    if (udp) {
+        pvd_head_udp(s);
     }
     choose_patterns(s);
     return 0;
@@ -256,9 +220,11 @@ void
 pvd_cursor_set(const struct pvd_spec *s, struct pvd_cursor *c, uint32_t stream, uint64_t seq)
 {
     uint64_t i = seq * s->streams + stream;
-    *c = (struct pvd_cursor){
-        .seq = seq, .stream = stream, .dst = (uint32_t)(i % s->n_dst), .src = (uint32_t)(i % s->n_src)
-    };
+    *c = (struct pvd_cursor){ .seq = seq,
+                              .stream = stream,
+                              .dst = (uint32_t)(i % s->n_dst),
+                              .src = (uint32_t)(i % s->n_src),
+                              .tuple = (uint32_t)(i % s->n_tuples) };
 }
 
 void
@@ -266,6 +232,7 @@ pvd_cursor_next(const struct pvd_spec *s, struct pvd_cursor *c)
 {
     c->dst = c->dst + 1 < s->n_dst ? c->dst + 1 : 0;
     c->src = c->src + 1 < s->n_src ? c->src + 1 : 0;
+    c->tuple = c->tuple + 1 < s->n_tuples ? c->tuple + 1 : 0;
     if (++c->stream == s->streams) {
         c->stream = 0;
         c->seq++;
@@ -314,6 +281,9 @@ pvd_frame_write(const struct pvd_spec *s, const struct pvd_cursor *c, uint64_t s
         pvd_addresses(s, c->dst, c->src, words);
         memcpy(frame, words, 16);
     }
+    if (s->udp) {
+        pvd_udp_write(s, c->tuple, frame);
+    }
     if (s->level == 0) {
         return;
     }
@@ -330,14 +300,6 @@ pvd_frame_write(const struct pvd_spec *s, const struct pvd_cursor *c, uint64_t s
 }
 
 /* ---- Checking ---- */
-
-/* The headers behind the addresses; checksums apart, which a switch may complete. */
-static bool
-tcp_intact(const struct pvd_spec *s, const uint8_t *frame)
-{
-    return memcmp(frame + 16, s->head + 16, IP_CSUM_AT - 16) == 0 &&
-           memcmp(frame + IP_CSUM_AT + 2, s->head + IP_CSUM_AT + 2, TCP_CSUM_AT - IP_CSUM_AT - 2) == 0;
-}
 
 static uint64_t
 word_at(const uint8_t *p)
@@ -361,7 +323,7 @@ block_intact(const struct pvd_spec *s, const struct pvd_cursor *c, const uint8_t
     for (uint32_t k = 0; k < 4; k++) {
         differs |= (word_at(pattern + 8ul * k) ^ words[k]) & s->mask[k];
     }
-    return differs == 0 && (!s->gso || tcp_intact(s, frame));
+    return differs == 0 && (!s->gso || pvd_tcp_intact(s, frame)) && (!s->udp || pvd_udp_intact(s, c->tuple, frame));
 }
 
 void
@@ -460,7 +422,7 @@ pvd_frame_judge(struct pvd_receiver *r, const struct pvd_piece_ref *pieces, uint
     struct pvd_cursor c;
     uint64_t seq = word_at(frame + s->body + 8);
     if (len < s->body + PVD_PATTERN_AT || word_at(frame + s->body) != s->run ||
-        memcmp(frame + ETHERTYPE_AT, s->head + ETHERTYPE_AT, 2) != 0) {
+        memcmp(frame + PVD_ETHERTYPE_AT, s->head + PVD_ETHERTYPE_AT, 2) != 0) {
         result->foreign++;
         return;
     }

@@ -10,19 +10,34 @@
 
 #include "generate.h"
 
-#define PVD_BLOCK 64u /* bytes of the block without GSO */
+#define PVD_BLOCK 64u /* bytes of the block without headers behind the EtherType */
 
-/* The block of a frame: MACs, EtherType, run and sequence number; and the pattern's first words. */
+/* The block of a frame: MACs, EtherType, run and sequence number; and the pattern's first words. Of a frame with UDP its 64
+ * bytes: `pattern` ends with run and sequence number. */
 struct pvd_block {
     pvd_v4 head;
     pvd_v4 pattern;
     uint32_t dst; /* which MACs */
     uint32_t src;
+    uint32_t tuple;
 };
+
+pvd_inline struct pvd_block
+pvd_block_of_udp(const struct pvd_spec *s, const struct pvd_cursor *c)
+{
+    uint64_t behind;
+    memcpy(&behind, s->head + PVD_UDP_WORD_AT + 8, sizeof(behind));
+    return (struct pvd_block){ .head = *PVD_V4(s->head),
+                               .pattern = { pvd_udp_word(s, c->tuple), behind, s->run, c->seq },
+                               .tuple = c->tuple };
+}
 
 pvd_inline struct pvd_block
 pvd_block_of(const struct pvd_spec *s, const struct pvd_cursor *c)
 {
+    if (s->form == PVD_FORM_UDP) {
+        return pvd_block_of_udp(s, c);
+    }
     uint64_t word = pvd_pattern(c->seq);
     uint64_t head[2];
     pvd_addresses(s, c->dst, c->src, head);
@@ -36,6 +51,12 @@ pvd_block_of(const struct pvd_spec *s, const struct pvd_cursor *c)
 pvd_inline void
 pvd_block_next(struct pvd_block *b, const struct pvd_spec *s, const unsigned form)
 {
+    if ((form & PVD_FORM_UDP) != 0) {
+        b->tuple = b->tuple + 1 < s->n_tuples ? b->tuple + 1 : 0;
+        b->pattern[0] = pvd_udp_word(s, b->tuple);
+        b->pattern[3]++;
+        return;
+    }
     b->head += (pvd_v4){ 0, 0, 0, 1 };
     b->pattern += (pvd_v4){ PVD_SEQ_FACTOR, PVD_SEQ_FACTOR, PVD_SEQ_FACTOR, PVD_SEQ_FACTOR };
     if ((form & PVD_FORM_ROTATED) != 0) {
@@ -55,6 +76,7 @@ pvd_block_end(const struct pvd_block *b, struct pvd_cursor *c, uint32_t n)
     c->seq += n;
     c->dst = b->dst;
     c->src = b->src;
+    c->tuple = b->tuple;
 }
 
 /* ---- Sending ---- */
@@ -123,6 +145,8 @@ pvd_reader_begin(struct pvd_reader *e, struct pvd_receiver *r)
     e->r = r;
     e->block = pvd_block_of(&r->flow->spec, &r->next);
     e->mask = r->flow->spec.mask;
+    if (r->flow->spec.form == PVD_FORM_UDP)
+        memset(&e->mask, 0xff, sizeof e->mask);
     e->good = 0;
 }
 
@@ -214,7 +238,8 @@ pvd_reader_time(const struct pvd_receiver *r, const unsigned form)
     PVD_FORM(l1##suffix, 1, 0, attributes)                     \
     PVD_FORM(l2##suffix, 2, 0, attributes)                     \
     PVD_FORM(rotated##suffix, 1, PVD_FORM_ROTATED, attributes) \
-    PVD_FORM(paced##suffix, 1, PVD_FORM_PACED, attributes)
+    PVD_FORM(paced##suffix, 1, PVD_FORM_PACED, attributes)     \
+    PVD_FORM(udp##suffix, 1, PVD_FORM_UDP, attributes)
 
 #if defined(__x86_64__)
 #define PVD_WIDE     __attribute__((target("avx2")))
@@ -233,6 +258,7 @@ pvd_reader_time(const struct pvd_receiver *r, const unsigned form)
 #define PVD_SHORT_FORM(function, suffix, spec)                     \
     ((spec)->form == PVD_FORM_ROTATED ? function##_rotated##suffix \
      : (spec)->form == PVD_FORM_PACED ? function##_paced##suffix   \
+     : (spec)->form == PVD_FORM_UDP   ? function##_udp##suffix     \
      : (spec)->level == 1             ? function##_l1##suffix      \
                                       : function##_l2##suffix)
 

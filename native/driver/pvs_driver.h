@@ -279,19 +279,22 @@ int pvd_truncate_memory(pvd_guest *guest, uint32_t region, uint64_t size);
 
 /*
  * The generator's work for a frame. Level 0: it writes descriptor and net header, and reads of a received frame only the
- * line with the run's number (frames are prepared in all buffers beforehand; rotating MACs are written). Level 1: it also
+ * line with the run's number (frames are prepared in all buffers beforehand; rotating MACs and UDP headers are written). Level 1: it also
  * writes the first 64 bytes (MACs, EtherType, run and sequence number, a pattern made from that) and checks those of the
  * frame received; with GSO the headers and the first 48 bytes behind them. Level 2: it writes and checks every byte. Always
  * checked: what the rings and the net header say, and at the end that no byte beside a buffer was touched.
  */
 struct pvd_gen_conf {
-    uint32_t len;      /* bytes of a frame without FCS, at least PVD_GEN_MIN_LEN */
-    uint32_t window;   /* frames in flight at most (of each flow), from 1 on; what the rings hold limits it, too */
-    uint32_t burst;    /* frames made available at once at most, up to 64; 0 for 32 */
-    uint32_t level;    /* 0 to 2 */
-    uint32_t flags;    /* PVD_GEN_* */
-    uint32_t n_dst;    /* destination MACs: dst, dst + 1, ... in turn; 0 and 1 mean one */
-    uint32_t n_src;    /* source MACs likewise */
+    uint32_t len;    /* bytes of a frame without FCS, at least PVD_GEN_MIN_LEN */
+    uint32_t window; /* frames in flight at most (of each flow), from 1 on; what the rings hold limits it, too */
+    uint32_t burst;  /* frames made available at once at most, up to 64; 0 for 32 */
+    uint32_t level;  /* 0 to 2 */
+    uint32_t flags;  /* PVD_GEN_* */
+    uint32_t n_dst;  /* destination MACs: dst, dst + 1, ... in turn; 0 and 1 mean one */
+    uint32_t n_src;  /* source MACs likewise */
+    uint32_t
+        n_tuples; /* frames are UDP, with so many pairs of ports in turn, up to 1,000,000 and at least 64 bytes: the k-th (from
+                          0) is from 1000 + k / 1000 to 1000 + k % 1000, 10.0.0.1 to 10.0.0.2; 0: another protocol */
     uint32_t gso_size; /* with GSO: payload of a segment; 0 for 1448 */
     uint8_t dst[6];
     uint8_t src[6];

@@ -21,18 +21,27 @@
 #include <stdint.h>
 
 /* cdef begin */
-#define PVS_MAX_PORTS   1024
-#define PVS_MAX_BRIDGES 64
-#define PVS_MAX_MIRRORS 32
-#define PVS_MAX_WORKERS 16
-#define PVS_MAX_PAIRS   16
-#define PVS_MAX_REGIONS 509
-#define PVS_COMMANDS    1024
-#define PVS_MAX_FRAME   65568
-#define PVS_MAX_BURST   64
-#define PVS_MAX_VTEPS   16384
-#define PVS_MAX_SOURCES 64
-#define PVS_UNMAPPED    0xffff
+#define PVS_MAX_PORTS    1024
+#define PVS_MAX_BRIDGES  64
+#define PVS_MAX_MIRRORS  32
+#define PVS_MAX_WORKERS  16
+#define PVS_MAX_PAIRS    16
+#define PVS_MAX_REGIONS  509
+#define PVS_COMMANDS     1024
+#define PVS_MAX_FRAME    65568
+#define PVS_MAX_BURST    64
+#define PVS_MAX_VTEPS    16384
+#define PVS_MAX_SOURCES  64
+#define PVS_UNMAPPED     0xffff
+#define PVS_FLOW_WORDS   12
+#define PVS_MAX_MASKS    1024
+#define PVS_MAX_FLOWS    1000000
+#define PVS_MAX_ACTIONS  32
+#define PVS_MAX_VARIANTS 8
+#define PVS_MAX_METERS   256
+#define PVS_MAX_CAPTURES 16
+#define PVS_MAX_FILTER   4096
+#define PVS_NO_FLOW      0xffffffff
 
 typedef struct pvs_switch pvs_switch;
 typedef struct pvs_port pvs_port;
@@ -41,6 +50,9 @@ typedef struct pvs_vlan_counters pvs_vlan_counters;
 typedef struct pvs_region pvs_region;
 typedef struct pvs_memory pvs_memory;
 typedef struct pvs_tunnel pvs_tunnel;
+typedef struct pvs_flow_table pvs_flow_table;
+typedef struct pvs_flow_meter pvs_flow_meter;
+typedef struct pvs_capture pvs_capture;
 
 /* ---- the switch and its workers ---- */
 
@@ -278,6 +290,8 @@ struct pvs_port_conf {
     uint16_t tag;      /* the own VLAN of other modes than trunk */
     const uint64_t
         *vlans; /* a bit for each VID that it carries (0: untagged), of a tunnel for each customer VID; NULL: all */
+    uint32_t capture_in,
+        capture_out; /* the captures that want what comes in by it, and goes out: bits, by pvs_capture_slot() */
 };
 /* A mirror sends frames of the ports that name it once more, to a port or into a VLAN. */
 struct pvs_mirror_conf {
@@ -295,9 +309,157 @@ struct pvs_bridge_conf {
     pvs_vlan_counters *vlan_counters; /* NULL: nothing is counted by VLAN */
     uint32_t n_mirrors;
     const struct pvs_mirror_conf *mirrors;
+    pvs_flow_table *flows; /* NULL: every frame is forwarded as `normal` says. What its flows' slots stand for: */
+    uint32_t n_flow_ports;
+    pvs_port *const *flow_ports; /* ports of this bridge; NULL: there is none now */
+    uint32_t n_flow_meters;
+    const struct pvs_meter_conf *flow_meters;
+    uint32_t n_flow_mirrors;
+    const uint32_t *flow_mirrors; /* numbers of mirrors of this bridge */
 };
 int64_t pvs_publish(pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
                     const struct pvs_bridge_conf *bridges, uint32_t n_bridges);
+
+/* ---- flows ---- */
+
+/*
+ * What a flow looks at in a frame, as it came, and what Open vSwitch calls it (ovs-fields(7)); numbers in host order, the first
+ * named in the highest bits. A key's bits outside of its mask are 0.
+ *  0: in_port (32 bits: its slot), tun_id (32)
+ *  1: dl_dst (48), dl_type (16; 0x05ff: none, a frame of IEEE 802.2)
+ *  2: dl_src (48), vlan_tci (16; with 0x1000 of the outermost tag, 0: untagged)
+ *  3: nw_proto (8; of ARP: arp_op), nw_tos (8), nw_ttl (8), nw_frag (8: 1 a fragment, 3 not the first one), tp_src (16; of ICMP:
+ *     icmp_type), tp_dst (16; icmp_code)
+ *  4, 5: nw_src (in the low 32 bits of word 5), ipv6_src, arp_spa; 6, 7: nw_dst, ipv6_dst, arp_tpa
+ *  8: arp_sha (48), tcp_flags (16); 9: arp_tha (48), 0 (16); 10, 11: nd_target
+ */
+enum pvs_flow_action_kind {
+    PVS_ACT_OUTPUT = 0,   /* slot: a port; not to the one it came by */
+    PVS_ACT_IN_PORT,      /* to the one it came by */
+    PVS_ACT_ALL,          /* to every port of the bridge but that one, whatever their VLANs; */
+    PVS_ACT_FLOOD,        /* the same */
+    PVS_ACT_NORMAL,       /* as if there were no flows */
+    PVS_ACT_MIRROR,       /* slot: a mirror, which gets it whatever it selects */
+    PVS_ACT_METER,        /* slot: a meter, once; what is too much is dropped, without the actions behind this one */
+    PVS_ACT_PUSH_VLAN,    /* value: the TPID; VLAN and priority 0 */
+    PVS_ACT_POP_VLAN,     /* the outermost tag, if there is one */
+    PVS_ACT_SET_VLAN_VID, /* value; an untagged frame gets a tag */
+    PVS_ACT_SET_VLAN_PCP, /* likewise */
+    PVS_ACT_SET_DL_SRC,   /* value: a MAC address, first byte in bits 40-47 */
+    PVS_ACT_SET_DL_DST,
+    PVS_ACT_SET_NW_SRC, /* value: an IPv4 address, host order; of IPv4 only */
+    PVS_ACT_SET_NW_DST,
+    PVS_ACT_SET_NW_TOS, /* value: DSCP << 2; of IPv4 and IPv6, ECN stays */
+    PVS_ACT_SET_TP_SRC, /* value: a port, of TCP, UDP and SCTP */
+    PVS_ACT_SET_TP_DST,
+    PVS_ACT_DEC_TTL,    /* of IPv4 and IPv6; one that would be 0 is dropped */
+    PVS_ACT_SET_TUNNEL, /* value: which of its networks a tunnel carries it in, from here on */
+    PVS_ACT_KINDS
+};
+struct pvs_flow_action {
+    uint32_t kind; /* enum pvs_flow_action_kind */
+    uint32_t slot;
+    uint64_t value;
+};
+struct pvs_flow_conf {
+    uint64_t key[12], mask[12]; /* PVS_FLOW_WORDS */
+    uint32_t priority;          /* the highest counts; of those with the same one the first in the list */
+    uint32_t counter;           /* of pvs_flow_counter_add() */
+    uint32_t first, n_actions;  /* its actions; none: it is dropped */
+};
+/*
+ * A table of flows, which never changes: one that differs is made anew, and published in its place. Its slots' numbers mean what the
+ * bridge it is published with says. -EINVAL: more than PVS_MAX_ACTIONS actions, PVS_MAX_VARIANTS different forms of a frame that leave, or
+ * two pushed tags; an unknown action; a key outside of its mask. -E2BIG: more than PVS_MAX_MASKS
+ * different masks, each of which may cost a frame a look. -ENOMEM. May be called by any thread.
+ */
+int pvs_flow_table_create(pvs_switch *sw, const struct pvs_flow_conf *flows, uint32_t n_flows,
+                          const struct pvs_flow_action *actions, uint32_t n_actions, uint64_t seed,
+                          pvs_flow_table **out);
+/* It must be out of the published tables. */
+void pvs_flow_table_destroy(pvs_flow_table *table);
+struct pvs_flow_table_info {
+    uint32_t flows, masks;
+    uint64_t bytes; /* of memory, with its caches */
+};
+void pvs_flow_table_info(const pvs_flow_table *table, struct pvs_flow_table_info *out);
+
+/* What a flow has counted outlives its table: a number, whose values grow; whoever gives one out again subtracts. -ENOSPC, -ENOMEM */
+int pvs_flow_counter_add(pvs_switch *sw, uint32_t *counter);
+/* No published table may name it. */
+void pvs_flow_counter_remove(pvs_switch *sw, uint32_t counter);
+/* Frames and their bytes, and when one was seen last (0: never); sums over the workers. Any thread may read. */
+void pvs_flow_counters_read(const pvs_switch *sw, const uint32_t *counter, uint32_t n, uint64_t *packets,
+                            uint64_t *bytes, uint64_t *used_ns);
+
+/* A meter's state, which outlives the tables that name it; it must be out of those published when it is destroyed. -ENOMEM */
+int pvs_flow_meter_create(pvs_switch *sw, pvs_flow_meter **out);
+void pvs_flow_meter_destroy(pvs_flow_meter *meter);
+/* Frames and bytes that were offered to it, and what of these it has dropped. */
+void pvs_flow_meter_read(const pvs_flow_meter *meter, uint64_t *packets, uint64_t *bytes, uint64_t *dropped_packets,
+                         uint64_t *dropped_bytes);
+struct pvs_meter_conf {
+    pvs_flow_meter *meter;
+    struct pvs_limit limit; /* in bytes, or, with `packets`, in frames as they are on a wire */
+    bool packets;
+};
+
+/* ---- what becomes of a frame, and why ---- */
+
+enum pvs_step_kind {
+    PVS_STEP_PARSED = 0, /* a: ethertype; b: VID << 16 | inner VID */
+    PVS_STEP_TAKEN, /* a: enum pvs_drop, none: the port takes it (link, mirror's output, VTEP, port security, policing) */
+    PVS_STEP_VLAN,   /* a: the VLAN it is in; b: 1, the port takes it in, or 0 */
+    PVS_STEP_FLOW,   /* a: counter of the flow that matched, PVS_NO_FLOW: none does */
+    PVS_STEP_ACTION, /* a: enum pvs_flow_action_kind; b: number of the action in its flow; c: 1, it had an effect */
+    PVS_STEP_BPDU,   /* link-local; a: 1 if it is forwarded */
+    PVS_STEP_SENDER, /* a: 1 if the sender may be on its port */
+    PVS_STEP_LEARN,  /* a: 0 nothing, 1 refreshed, 2 new, 3 moved */
+    PVS_STEP_FDB,    /* the destination; a: 0 unknown, 1 known; b: port_ref; c: VTEP */
+    PVS_STEP_STORM,  /* a: 0 broadcast, 1 multicast, 2 unknown unicast; b: 1 if there may be more */
+    PVS_STEP_FLOOD,  /* a: ports */
+    PVS_STEP_MIRROR, /* a: number of a mirror that gets it */
+    PVS_STEP_DROP,   /* a: enum pvs_drop, of the whole frame */
+};
+struct pvs_step {
+    uint32_t kind; /* enum pvs_step_kind */
+    uint32_t a, b, c;
+};
+struct pvs_trace_copy {
+    uint32_t port_ref;
+    uint16_t drop;      /* enum pvs_drop; none: it leaves */
+    uint16_t vid, vtep; /* of a tunnel: in which VLAN's network, and to whom (0: all) */
+    int16_t mirror;     /* number of the mirror that it is of, -1: of none */
+    uint32_t tun_id;    /* of set_tunnel; PVS_NO_FLOW: by VLAN */
+    uint32_t len;       /* bytes of the frame that leaves, */
+    uint32_t head_len;
+    uint8_t head[144]; /* and its first ones */
+};
+struct pvs_trace {
+    uint32_t drop, counter;     /* enum pvs_drop of the whole frame; the flow that matched, PVS_NO_FLOW: none */
+    uint32_t n_steps, n_copies; /* that there were; those beyond the arrays are not told */
+    uint64_t key[12];           /* what flows look at; 0 without flows */
+    struct pvs_step step[128];
+    struct pvs_trace_copy copy[1024];
+};
+struct pvs_trace_conf {
+    const uint8_t *frame;
+    uint32_t len;
+    uint32_t tun_id; /* of a tunnel's frame: its network, */
+    uint16_t vid;    /* its VLAN (PVS_UNMAPPED: as its tag says), */
+    uint16_t vtep;   /* and its sender */
+};
+/*
+ * A command: what would become of a frame that came by a port, by the same function as for traffic, without any effect. `out` is the
+ * command's until it is finished; its result is 0, -EINVAL for what is no frame, -ENOENT when the port isn't published.
+ */
+int64_t pvs_trace_frame(pvs_port *port, const struct pvs_trace_conf *conf, struct pvs_trace *out);
+/*
+ * Flows that a key nearly matches: which differ in one word of their mask only, those of the highest priority first. Their counters, and
+ * in which word; how many.
+ */
+uint32_t pvs_flow_nearly(const pvs_flow_table *table, const uint64_t *key, uint32_t *counter, uint32_t *word,
+                         uint32_t max);
 
 /* What came into each VLAN of a bridge; it must be out of the published tables when it is destroyed. -ENOMEM. */
 int pvs_vlan_counters_create(pvs_switch *sw, pvs_vlan_counters **out);
@@ -377,6 +539,80 @@ struct pvs_event {
 int pvs_event_next(pvs_switch *sw, struct pvs_event *event);
 /* What found no room in the two rings above, or was over its rate: events first, then punts by reason. */
 uint64_t pvs_lost(const pvs_switch *sw, uint32_t which);
+
+/* ---- what was seen: the flight recorder, and captures ---- */
+
+/* An instruction of classic BPF, as libpcap makes them (linux/filter.h, struct sock_filter). */
+struct pvs_bpf {
+    uint16_t code;
+    uint8_t jt, jf;
+    uint32_t k;
+};
+enum pvs_record_kind { PVS_RECORD_RX_DROP = 1, PVS_RECORD_TX_DROP = 2, PVS_RECORD_FRAME = 3 };
+/* A drop: what the drop counter of `port_ref` counted; or a frame that came by a port. 128 bytes. */
+struct pvs_record {
+    uint64_t number; /* of its kind of ring, from 0; only grows */
+    uint64_t time_ns;
+    uint32_t port_ref; /* whose counter it is; of a frame: that it came by */
+    uint32_t in_ref;   /* that it came by; 0: it isn't known */
+    uint32_t count;    /* frames that it stands for: 1, or more that the kernel or a queue lost at once */
+    uint32_t len;      /* of the frame; 0: it isn't known */
+    uint16_t vid;
+    uint8_t kind;    /* enum pvs_record_kind */
+    uint8_t drop;    /* enum pvs_drop; of a frame: why it went nowhere, none: it went */
+    uint16_t copies; /* of a frame: that left, */
+    uint16_t out;    /* and the index of the first one's port */
+    uint8_t n_bytes;
+    uint8_t bytes[87]; /* the first of the frame */
+};
+/*
+ * The worker's last drops (PVS_RECORD_DROPS) or sampled frames, oldest first, from `number` on: how many, at most `max`. Any thread
+ * may read at any time; what is overwritten meanwhile is left out.
+ */
+#define PVS_RECORD_DROPS  0
+#define PVS_RECORD_FRAMES 1
+#define PVS_RECORDS       4096
+uint32_t pvs_records_read(const pvs_switch *sw, uint32_t worker, uint32_t ring, uint64_t number, struct pvs_record *out,
+                          uint32_t max);
+/*
+ * A command: which frames are kept besides drops: one of `every` (0: none), or, with a filter, of those that pass it. -EINVAL: a filter that
+ * jumps backwards or out of itself, or isn't understood.
+ */
+int64_t pvs_recorder_set(pvs_switch *sw, uint32_t every, const struct pvs_bpf *filter, uint32_t n);
+
+/*
+ * Frames that pass by ports, copied to who reads them. Each worker has a ring of `ring_bytes` (a power of two, 64 KiB to 16 MiB) for it;
+ * what finds no room is counted and goes on its way. -EINVAL (a filter as above), -ENOSPC, -ENOMEM.
+ */
+struct pvs_capture_conf {
+    uint32_t snaplen; /* bytes that are kept of a frame, 14 to 65568 */
+    uint32_t ring_bytes;
+    const struct pvs_bpf *filter;
+    uint32_t n; /* 0: every frame */
+};
+int pvs_capture_create(pvs_switch *sw, const struct pvs_capture_conf *conf, pvs_capture **out);
+/* It must be out of the published tables. */
+void pvs_capture_destroy(pvs_capture *capture);
+/* Its bit in struct pvs_port_conf. */
+uint32_t pvs_capture_slot(const pvs_capture *capture);
+struct pvs_captured {
+    uint64_t time_ns;
+    uint32_t port_ref;  /* that it passed by */
+    uint32_t direction; /* enum pvs_direction */
+    uint32_t drop;      /* enum pvs_drop; none: it went on */
+    uint32_t lost;      /* of this capture and worker, since the one before */
+    uint32_t peer_ref;  /* INGRESS: where its first copy went, EGRESS: that it came by; 0: unknown or none */
+    uint32_t copies;    /* INGRESS: that left */
+    uint32_t counter;   /* INGRESS: of the flow that matched, PVS_NO_FLOW: none */
+    uint32_t len;       /* of the frame, */
+    uint32_t n_bytes;   /* of which so many follow */
+    uint16_t vid;
+    bool unfinished; /* its checksum is left to whoever sends it on, or it is to be cut into segments */
+};
+/* The oldest that waits, of one worker: 1, or 0. -EMSGSIZE (and kept) when `cap` is too small. */
+int pvs_capture_next(pvs_capture *capture, uint32_t worker, struct pvs_captured *out, uint8_t *bytes, uint32_t cap);
+/* Lost by all workers. */
+uint64_t pvs_capture_lost(const pvs_capture *capture);
 
 /* ---- counters ---- */
 

@@ -18,6 +18,8 @@ enum pvs_op {
     PVS_OP_SYNC,
     PVS_OP_REMOTES,
     PVS_OP_INJECT,
+    PVS_OP_TRACE,
+    PVS_OP_RECORDER,
     PVS_OP_RING_START, /* from here on: about a queue */
     PVS_OP_RING_STOP,
     PVS_OP_RING_ENABLE,
@@ -47,10 +49,19 @@ struct pvs_command {
             uint32_t worker; /* whose part it is; the others only cross a burst boundary */
         };
         struct {
+            uint32_t every;
+            struct pvs_filter *filter, *old; /* from now on; to free after completion */
+        } recorder;
+        struct {
             uint32_t port_ref, direction, len;
         } inject;
+        struct {
+            uint32_t port_ref;
+            struct pvs_trace_conf conf;
+            struct pvs_trace *out;
+        } trace;
     };
-    uint8_t bytes[]; /* the injected frame */
+    uint8_t bytes[]; /* the frame that is injected, or traced */
 };
 
 #endif

@@ -71,8 +71,7 @@ uplink_stop(struct pvs_worker *w, struct pvs_uplink *u)
     pvs_count(&u->rx_bytes, w->taken_bytes);
     u->done = u->n;
     if (u->kind == PVS_ENDPOINT) /* nor will the rest of them be looked at */
-        pvs_count(&u->queue.port->counters[w->index]->rx_drop[PVS_DROP_link_down],
-                  u->in->n_messages - u->in->message_at);
+        pvs_drop_rx(w, u->queue.port, NULL, PVS_DROP_link_down, u->in->n_messages - u->in->message_at);
     if (u->queue.active)
         pvs_queue_deactivate(w, &u->queue);
     if (!atomic_load_explicit(&u->queue.running, memory_order_relaxed))
@@ -158,6 +157,83 @@ inject(struct pvs_worker *w, struct pvs_command *command)
     return 0;
 }
 
+/* What leaves, of a frame whose verdict has been reached. */
+static void
+tell_copy(struct pvs_worker *w, const struct pvs_egress *egress, struct pvs_trace_copy *out)
+{
+    const struct pvs_verdict *v = &w->verdict;
+    const struct pvs_port_view *port = &w->tables->port[egress->port];
+    bool of_mirror = egress->form >= PVS_FORMS && egress->form < PVS_FORM_AS_IS;
+
+    w->edited.n = w->edited.n_seg = 0;
+    uint32_t number = pvs_edited(w, 0, egress->variant, pvs_verdict_edit(v, egress->form));
+    const struct pvs_frame *leaves = &w->edited.frame[number];
+    *out = (struct pvs_trace_copy){ .port_ref = port->ref,
+                                    .drop = egress->drop,
+                                    .mirror = (int16_t)(of_mirror ? (egress->form - PVS_FORMS) / PVS_FORMS : -1),
+                                    .tun_id = PVS_NO_FLOW,
+                                    .len = leaves->len,
+                                    .head_len = leaves->head_len };
+    if (out->head_len > sizeof out->head)
+        out->head_len = sizeof out->head;
+    memcpy(out->head, leaves->head, out->head_len);
+    if (port->tunnel == NULL)
+        return;
+    out->vid = pvs_verdict_vid(v, w->tables, egress);
+    out->vtep = pvs_egress_vtep(egress);
+    const struct pvs_segment *segment = pvs_tunnel_segment(port->tunnel, out->vid);
+    if (segment != NULL && segment->vni != PVS_NO_KEY)
+        out->tun_id = (uint32_t)segment->vni;
+}
+
+/* Decide on a frame, and do nothing about it. */
+static int64_t
+trace(struct pvs_worker *w, const struct pvs_command *command)
+{
+    const struct pvs_trace_conf *conf = &command->trace.conf;
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(command->trace.port_ref)];
+    struct pvs_trace *out = command->trace.out;
+    struct pvs_frame *frame = &w->burst.frame[0];
+    struct pvs_moment now = { .ns = w->now_ns, .s = w->now_s, .worker = PVS_MAX_WORKERS };
+    struct pvs_verdict *v = &w->verdict;
+    struct pvs_seg tail;
+
+    if (in->ref != command->trace.port_ref || in->bridge == PVS_NO_BRIDGE)
+        return -ENOENT;
+    pvs_frame_from_bytes(frame, &tail, conf->frame, conf->len);
+    frame->in_ref = in->ref;
+    frame->injected = false;
+    frame->vid = conf->vid;
+    frame->vtep = conf->vtep;
+    frame->tun_id = conf->tun_id;
+    if (!pvs_parse(frame))
+        return -EINVAL;
+    *out = (struct pvs_trace){ .n_steps = 1 };
+    out->step[0] = (struct pvs_step){ .kind = PVS_STEP_PARSED,
+                                      .a = frame->parsed.ethertype,
+                                      .b = (uint32_t)frame->parsed.vid << 16 | frame->parsed.inner_vid };
+    const struct pvs_flows *flows = w->tables->bridge[in->bridge].flows;
+    if (flows != NULL) {
+        pvs_flow_pull(frame);
+        pvs_flow_key(frame, in->slot, in->tunnel != NULL ? frame->tun_id : 0, PVS_DEPTH_L3, out->key);
+        if (frame->malformed && flows->table->depth != PVS_DEPTH_L2) { /* as pull_for_flows */
+            out->step[out->n_steps++] = (struct pvs_step){ .kind = PVS_STEP_DROP, .a = PVS_DROP_malformed };
+            out->drop = PVS_DROP_malformed;
+            out->counter = PVS_NO_FLOW;
+            return 0;
+        }
+    }
+    w->source = frame;
+    v->trace = out;
+    pvs_decide_noted(frame, w->tables, now, false, v);
+    out->drop = v->drop;
+    out->counter = v->flow;
+    out->n_copies = v->n_egress;
+    for (uint32_t i = 0; i < v->n_egress && i < sizeof out->copy / sizeof out->copy[0]; i++)
+        tell_copy(w, &v->egress[i], &out->copy[i]);
+    return 0;
+}
+
 void
 pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
 {
@@ -172,6 +248,9 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
         forget_vteps(w);
         break;
     case PVS_OP_REMOTES:
+        break;
+    case PVS_OP_RECORDER:
+        pvs_recorder_choose(&w->recorder, command->recorder.every, command->recorder.filter);
         break;
     case PVS_OP_RING_START:
         if (own)
@@ -210,6 +289,10 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
     case PVS_OP_INJECT:
         if (w->index == 0)
             command->result = inject(w, command);
+        break;
+    case PVS_OP_TRACE:
+        if (w->index == 0)
+            command->result = trace(w, command);
         break;
     }
     /* acq_rel: what each worker did before counting itself off is visible to whoever is last, and so to control */

@@ -46,6 +46,9 @@
     X(storm_control)        /* more broadcast, multicast or unknown unicast than the port may send */ \
     X(policed)              /* more than the port may send */                                        \
     X(shaped)               /* it would have had to wait too long for the port's rate */              \
+    X(flow_drop)            /* a flow says so, or none of its actions sends it anywhere */            \
+    X(meter)                /* more than a flow's meter lets through */                               \
+    X(ttl_exceeded)         /* a flow's dec_ttl would have made it 0 */                               \
     X(mtu_exceeded)                                                                                  \
     X(guest_rx_full)        /* the receiving guest had no buffers posted */                          \
     X(guest_rx_too_small)   /* no mergeable buffers, and the frame is larger than the one posted */  \

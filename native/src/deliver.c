@@ -17,14 +17,6 @@ counters_of(const struct pvs_worker *w, const struct pvs_port *port)
     return port->counters[w->index];
 }
 
-static void
-count_drop(struct pvs_worker *w, struct pvs_counters *c, enum pvs_drop why, uint32_t n)
-{
-    pvs_count(&c->tx_drop[why], n);
-    if (why == PVS_DROP_guest_rx_full || why == PVS_DROP_uplink_tx_full)
-        pvs_count(&w->perf.queue_full, n);
-}
-
 /* ---- to a guest, piece by piece ---- */
 
 /* May a frame wait until this full ring has room? Then a kick of its guest is asked for. */
@@ -126,11 +118,28 @@ deliver_to_ring(struct pvs_worker *w, const struct pvs_port_view *out, struct pv
         return false;
     }
     if (drop != PVS_DROP_none)
-        count_drop(w, c, drop, pieces->n - done);
+        pvs_drop_tx(w, out->port, frame, drop, pieces->n - done);
+    else if (out->capture_out != 0)
+        pvs_capture_out(w, out, frame, drop);
     return true;
 }
 
 /* ---- to a guest, in lists ---- */
+
+/* Copies of a list were dropped, or are captured. */
+static __attribute__((noinline)) void
+tell_list(struct pvs_worker *w, const struct pvs_destination *d)
+{
+    const struct pvs_port_view *out = &w->tables->port[d->index];
+
+    for (uint32_t i = 0; i < d->n; i++) {
+        enum pvs_drop drop = w->delivery.dropped ? (enum pvs_drop)w->delivery.drop[i] : PVS_DROP_none;
+        if (drop != PVS_DROP_none)
+            pvs_drop_tx(w, out->port, &d->base[d->number[i]], drop, 1);
+        else if (d->captured)
+            pvs_capture_out(w, out, &d->base[d->number[i]], drop);
+    }
+}
 
 /* Write what waits for one ring, and show it to its guest. False: another worker has its lock (and not `wait`). */
 static bool
@@ -151,9 +160,8 @@ deliver_list(struct pvs_worker *w, struct pvs_destination *d, bool wait)
         has_room(ring);
         pvs_ring_show(w, ring);
     }
-    for (uint32_t i = 0; delivery->dropped && i < d->n; i++)
-        if (delivery->drop[i] != PVS_DROP_none)
-            count_drop(w, c, (enum pvs_drop)delivery->drop[i], 1);
+    if (delivery->dropped || d->captured)
+        tell_list(w, d);
     if (delivery->broken != PVS_BROKEN_NONE)
         pvs_ring_broken(w, ring, delivery->broken);
     else if (delivery->packets == 0)
@@ -194,6 +202,7 @@ destination(struct pvs_worker *w, const struct pvs_port_view *out, struct pvs_ri
         d->base = base;
         d->direct = pvs_one_pair(out->port) && out->backpressure_ns == 0 && out->plain ? out->ref : 0;
         d->mtu = out->mtu;
+        d->captured = out->capture_out != 0;
         d->n = 0;
         if (w->n_peers == 1) /* with others the ring is to be looked at under its lock only */
             pvs_vq_prefetch(&ring->vq);
@@ -217,6 +226,25 @@ deliver_earlier(struct pvs_worker *w, uint16_t index)
 
 /* ---- to an uplink ---- */
 
+/* The messages from `first` on were dropped, or are captured. */
+static __attribute__((noinline)) void
+tell_outbox(struct pvs_worker *w, uint32_t first, uint32_t n, enum pvs_drop drop)
+{
+    const struct pvs_outbox *box = &w->outbox;
+    const struct pvs_port *port = box->uplink->queue.port;
+    const struct pvs_port_view *out = &w->tables->port[pvs_ref_index(port->ref)];
+    struct pvs_seg seg[PVS_OUTBOX_PARTS];
+    struct pvs_frame frame;
+
+    for (uint32_t i = first; i < first + n; i++) {
+        pvs_outbox_frame(box, i, &frame, seg);
+        if (drop == PVS_DROP_none)
+            pvs_capture_out(w, out, &frame, drop);
+        else
+            pvs_drop_tx(w, port, &frame, drop, 1);
+    }
+}
+
 /* Send what is in the outbox, and count what has gone. none, or why the next one has not. */
 static enum pvs_drop
 send_some(struct pvs_worker *w)
@@ -239,6 +267,8 @@ send_some(struct pvs_worker *w)
         atomic_fetch_add_explicit(&u->tx_bytes, bytes, memory_order_relaxed);
         if (atomic_load_explicit(&u->full_since_ns, memory_order_relaxed) != 0) /* the line stays shared */
             atomic_store_explicit(&u->full_since_ns, 0, memory_order_relaxed);
+        if (w->tables->port[pvs_ref_index(u->queue.port->ref)].capture_out != 0)
+            tell_outbox(w, first, box->sent - first, PVS_DROP_none);
     }
     return drop;
 }
@@ -262,7 +292,7 @@ pvs_worker_send(struct pvs_worker *w)
         if (drop == PVS_DROP_none)
             break;
         uint32_t n = box->stuck ? box->n - box->sent : 1;
-        count_drop(w, counters_of(w, box->uplink->queue.port), drop, n);
+        tell_outbox(w, box->sent, n, drop);
         box->sent += n;
     }
     outbox_clear(box);
@@ -335,7 +365,7 @@ pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct 
     struct pvs_queue *queue = choose_queue(out->port, frame);
 
     if (queue == NULL) {
-        pvs_count(&counters_of(w, out->port)->tx_drop[PVS_DROP_link_down], 1);
+        pvs_drop_tx(w, out->port, frame, PVS_DROP_link_down, 1);
         return true;
     }
     if (queue->kind == PVS_QUEUE_UPLINK)
@@ -345,22 +375,35 @@ pvs_deliver(struct pvs_worker *w, const struct pvs_port_view *out, const struct 
 }
 
 uint32_t
-pvs_edited(struct pvs_worker *w, uint32_t number, const struct pvs_edit *edit)
+pvs_edited(struct pvs_worker *w, uint32_t number, uint8_t variant, const struct pvs_edit *edit)
 {
     struct pvs_edited *e = &w->edited;
 
     /* several ports take the same form of a frame; its forms are the last ones */
     for (uint32_t i = e->n; i > 0 && e->of[i - 1].number == number; i--)
-        if (pvs_edit_is_same(&e->of[i - 1].edit, edit))
+        if (e->of[i - 1].variant == variant && pvs_edit_is_same(&e->of[i - 1].edit, edit))
             return i - 1;
     if (e->n == PVS_EDITED || e->n_seg > PVS_EDITED_SEGS - PVS_MAX_SEGS) {
-        pvs_deliver_lists(w); /* nothing refers to them any more */
+        pvs_deliver_lists(w);
+        pvs_worker_send(w); /* nothing refers to them any more */
         e->n = e->n_seg = 0;
     }
     e->of[e->n].number = (uint8_t)number;
+    e->of[e->n].variant = variant;
     e->of[e->n].edit = *edit;
-    e->n_seg += pvs_frame_edit(&e->frame[e->n], &w->source[number], edit, e->seg + e->n_seg);
+    const struct pvs_frame *from = pvs_verdict_frame(&w->verdict, &w->source[number], variant);
+    e->n_seg += pvs_frame_edit(&e->frame[e->n], from, edit, e->seg + e->n_seg);
     return e->n++;
+}
+
+const struct pvs_frame *
+pvs_copy_of(struct pvs_worker *w, uint32_t number, const struct pvs_egress *egress)
+{
+    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress->form);
+
+    if (egress->variant == 0 && pvs_edit_is_nothing(edit))
+        return &w->source[number];
+    return &w->edited.frame[pvs_edited(w, number, egress->variant, edit)];
 }
 
 /* Has a shaper taken the copy, or a tunnel? */
@@ -372,8 +415,7 @@ take_elsewhere(struct pvs_worker *w, const struct pvs_port_view *out, const stru
     struct pvs_toward to = { 0 };
 
     if (out->tunnel != NULL)
-        to =
-            (struct pvs_toward){ pvs_verdict_vid(v, w->tables, egress), v->known && egress == v->egress ? v->vtep : 0 };
+        to = (struct pvs_toward){ pvs_verdict_vid(v, w->tables, egress), pvs_egress_vtep(egress) };
     if (pvs_is_shaped(out) && !pvs_shaper_passes(w, out, frame, to))
         return true;
     if (out->tunnel != NULL)
@@ -385,11 +427,11 @@ bool
 pvs_deliver_in_burst(struct pvs_worker *w, const struct pvs_port_view *out, uint32_t number,
                      const struct pvs_egress *egress, struct pvs_queue *from)
 {
-    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress);
+    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress->form);
     const struct pvs_frame *base = w->source;
 
-    if (!pvs_edit_is_nothing(edit)) {
-        number = pvs_edited(w, number, edit);
+    if (egress->variant != 0 || !pvs_edit_is_nothing(edit)) {
+        number = pvs_edited(w, number, egress->variant, edit);
         base = w->edited.frame;
     }
     const struct pvs_frame *frame = &base[number];

@@ -9,31 +9,45 @@
  */
 #include "worker.h"
 
-static struct pvs_counters *
-counters_of(const struct pvs_worker *w, uint16_t port)
+static __attribute__((noinline)) void
+captured(struct pvs_worker *w, const struct pvs_port_view *out, const struct pvs_packet *packet)
 {
-    return w->tables->port[port].port->counters[w->index];
+    struct pvs_seg seg[PVS_PACKET_PARTS];
+    struct pvs_frame frame;
+
+    pvs_packet_frame(&w->tunnel_outbox, packet, &frame, seg);
+    pvs_capture_out(w, out, &frame, PVS_DROP_none);
+}
+
+static __attribute__((noinline)) void
+dropped(struct pvs_worker *w, const struct pvs_packet *packet, uint16_t vtep, enum pvs_drop drop)
+{
+    const struct pvs_port_view *out = &w->tables->port[packet->port];
+    struct pvs_seg seg[PVS_PACKET_PARTS];
+    struct pvs_frame frame;
+
+    pvs_packet_frame(&w->tunnel_outbox, packet, &frame, seg);
+    pvs_drop_tx(w, out->port, &frame, drop, 1);
+    if (drop == PVS_DROP_mtu_exceeded && pvs_allow(&w->too_big_told, w->now_s, PVS_TOO_BIG_PER_SECOND))
+        pvs_event(
+            w, &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_TOO_BIG, .port_ref = out->ref, .vtep = vtep });
 }
 
 static void
 count(void *worker, const struct pvs_packet *packet, uint16_t vtep, enum pvs_drop drop)
 {
     struct pvs_worker *w = worker;
-    struct pvs_counters *c = counters_of(w, packet->port);
+    const struct pvs_port_view *out = &w->tables->port[packet->port];
+    struct pvs_counters *c = out->port->counters[w->index];
 
-    if (drop == PVS_DROP_none) {
-        pvs_count(&c->value[PVS_C_tx_packets], 1);
-        pvs_count(&c->value[PVS_C_tx_bytes], packet->len);
+    if (drop != PVS_DROP_none) {
+        dropped(w, packet, vtep, drop);
         return;
     }
-    pvs_count(&c->tx_drop[drop], 1);
-    if (drop == PVS_DROP_uplink_tx_full)
-        pvs_count(&w->perf.queue_full, 1);
-    if (drop == PVS_DROP_mtu_exceeded && pvs_allow(&w->too_big_told, w->now_s, PVS_TOO_BIG_PER_SECOND))
-        pvs_event(w, &(struct pvs_event){ .time_ns = w->now_ns,
-                                          .kind = PVS_EV_TOO_BIG,
-                                          .port_ref = w->tables->port[packet->port].ref,
-                                          .vtep = vtep });
+    pvs_count(&c->value[PVS_C_tx_packets], 1);
+    pvs_count(&c->value[PVS_C_tx_bytes], packet->len);
+    if (out->capture_out != 0)
+        captured(w, out, packet);
 }
 
 void
@@ -75,7 +89,7 @@ pvs_deliver_to_tunnel(struct pvs_worker *w, const struct pvs_port_view *out, con
     const uint16_t *vtep = to.vtep != 0 ? &to.vtep : remotes != NULL ? remotes->vtep : NULL;
 
     if (segment == NULL || n == 0) {
-        pvs_count(&counters_of(w, (uint16_t)pvs_ref_index(out->ref))->tx_drop[PVS_DROP_no_destination], 1);
+        pvs_drop_tx(w, out->port, frame, PVS_DROP_no_destination, 1);
         return;
     }
     put(w, out, segment, frame, vtep, n);

@@ -31,16 +31,16 @@ counters_of(const struct pvs_worker *w, const struct pvs_port *port)
 
 /* Frames of one port, not yet in its counters: most of a burst differ in nothing that is counted one by one. */
 struct tally {
-    uint64_t packets, bytes, malformed, broadcast, multicast;
+    uint64_t packets, bytes, broadcast, multicast;
     uint32_t size[PVS_SIZE_BINS];
 };
 
 /* Add frames to the same destination, or one that is malformed. */
 static inline void
-tally_add(struct tally *t, const struct pvs_frame *frame, uint32_t n)
+tally_add(struct pvs_worker *w, const struct pvs_port *port, struct tally *t, const struct pvs_frame *frame, uint32_t n)
 {
     if (frame->malformed) {
-        t->malformed++;
+        pvs_drop_rx(w, port, frame, PVS_DROP_malformed, 1);
         return;
     }
     t->packets += n;
@@ -64,8 +64,6 @@ tally_count(struct pvs_worker *w, const struct pvs_port *port, const struct tall
     for (uint32_t i = 0; i < PVS_SIZE_BINS; i++)
         if (t->size[i] != 0)
             pvs_count(&c->value[PVS_C_rx_1_to_64_packets + i], t->size[i]);
-    if (t->malformed != 0)
-        pvs_count(&c->rx_drop[PVS_DROP_malformed], t->malformed);
     if (t->broadcast != 0)
         pvs_count(&c->value[PVS_C_rx_broadcast_packets], t->broadcast);
     if (t->multicast != 0)
@@ -96,10 +94,13 @@ pvs_drop_received(struct pvs_worker *w, const struct pvs_port *port, const struc
 {
     struct tally t = { 0 };
 
-    for (uint32_t i = 0; i < n; i++)
-        tally_add(&t, &frame[i], 1);
+    for (uint32_t i = 0; i < n; i++) {
+        tally_add(w, port, &t, &frame[i], 1);
+        if (!frame[i].malformed)
+            pvs_drop_rx(w, port, &frame[i], why, 1);
+        pvs_saw_dropped(w, &frame[i], frame[i].malformed ? PVS_DROP_malformed : why);
+    }
     tally_count(w, port, &t);
-    pvs_count(&counters_of(w, port)->rx_drop[why], t.packets);
     w->taken_packets = t.packets;
     w->taken_bytes = t.bytes;
 }
@@ -116,10 +117,11 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
         return;
     }
     struct pvs_fdb *fdb = w->tables->bridge[v->bridge].fdb;
+    uint64_t src = pvs_verdict_frame(v, frame, v->placed)->parsed.src;
     const struct pvs_security *rules = frame->injected ? NULL : w->tables->port[in].security;
     uint32_t most = rules != NULL ? rules->max_macs : 0; /* looked at again: other workers learn as well */
     uint64_t at = pvs_sender_at(frame, &w->tables->port[in]);
-    switch (pvs_fdb_learn(fdb, frame->parsed.src, v->place.vid, at, most, w->now_s, &old_ref)) {
+    switch (pvs_fdb_learn(fdb, src, v->place.vid, at, most, w->now_s, &old_ref)) {
     case PVS_LEARN_NOTHING:
         return;
     case PVS_LEARN_BUSY:
@@ -137,7 +139,7 @@ learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verd
                                .detail = old_ref,
                                .vtep = (uint16_t)(at >> 32),
                                .vid = v->place.vid };
-    pvs_mac_store(event.mac, frame->parsed.src);
+    pvs_mac_store(event.mac, src);
     pvs_event(w, &event);
 }
 
@@ -155,6 +157,35 @@ charge(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_ver
                          w->now_ns);
 }
 
+/* What a look at a hash table of flows costs of the turn's budget: with many masks, frames that no cache knows are dear. */
+enum { PROBE_COST = 64 };
+
+/* Flows were asked: count a frame for its own, and charge the meters that have let it pass; one may have refused it. */
+static __attribute__((noinline)) void
+count_flow(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verdict *v)
+{
+    const struct pvs_flows *flows = w->tables->bridge[v->bridge].flows;
+
+    w->spent += v->probes * (uint64_t)PROBE_COST;
+    if (v->flow == PVS_NO_FLOW)
+        return;
+    pvs_flow_count(w->flow_counters, w->index, v->flow, frame->len, w->now_ns);
+    for (uint32_t i = 0; i < v->n_meters; i++) {
+        struct pvs_flow_meter *meter = flows->meter[v->meter[i]].state;
+        uint32_t units = flows->meter[v->meter[i]].packets ? pvs_frame_segments(frame) : frame->len;
+        pvs_meter_charge(&flows->meter[v->meter[i]].rate, &meter->bucket, units, w->now_ns);
+        pvs_count(&meter->of[w->index].packets, 1);
+        pvs_count(&meter->of[w->index].bytes, frame->len);
+    }
+    if (v->over != 0) {
+        struct pvs_flow_meter *meter = flows->meter[v->over - 1].state;
+        pvs_count(&meter->of[w->index].packets, 1);
+        pvs_count(&meter->of[w->index].bytes, frame->len);
+        pvs_count(&meter->of[w->index].dropped_packets, 1);
+        pvs_count(&meter->of[w->index].dropped_bytes, frame->len);
+    }
+}
+
 /* What a verdict does besides sending copies. */
 static inline void
 commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame, const struct pvs_verdict *v)
@@ -167,8 +198,10 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
         learn(w, frame, v);
     if (v->policed || v->storm != 0)
         charge(w, frame, v);
+    if (v->probes != 0)
+        count_flow(w, frame, v);
     if (v->drop != PVS_DROP_none && !frame->injected)
-        pvs_count(&counters_of(w, in)->rx_drop[v->drop], 1);
+        pvs_drop_rx(w, in, frame, (enum pvs_drop)v->drop, 1);
 }
 
 /* A copy goes nowhere. If it is too big for the tunnel that its receiver is behind, its sender may learn of that. */
@@ -176,13 +209,16 @@ static __attribute__((noinline)) void
 drop_copy(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_egress *egress)
 {
     const struct pvs_port_view *out = &w->tables->port[egress->port];
+    const struct pvs_frame *copy =
+        out->capture_out == 0 ? frame : pvs_copy_of(w, (uint32_t)(frame - w->source), egress);
 
-    pvs_count(&counters_of(w, out->port)->tx_drop[egress->drop], 1);
-    if (egress->drop != PVS_DROP_mtu_exceeded || out->tunnel == NULL || !out->tunnel->too_big || !w->verdict.known ||
-        egress != w->verdict.egress)
+    pvs_drop_tx(w, out->port, copy, (enum pvs_drop)egress->drop, 1);
+    if (egress->drop != PVS_DROP_mtu_exceeded || out->tunnel == NULL || !out->tunnel->too_big ||
+        (uint32_t)(egress - w->verdict.egress) != w->verdict.known)
         return;
-    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress);
-    uint32_t l3_offset = (uint32_t)(frame->parsed.l3_offset + (edit->push ? PVS_VLAN_HLEN : 0) - edit->cut);
+    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress->form);
+    const struct pvs_frame *leaves = pvs_verdict_frame(&w->verdict, frame, egress->variant);
+    uint32_t l3_offset = (uint32_t)(leaves->parsed.l3_offset + (edit->push ? PVS_VLAN_HLEN : 0) - edit->cut);
     uint32_t room = pvs_tunnel_room(out, l3_offset);
     if (room > l3_offset)
         pvs_tell_too_big(w, frame, room - l3_offset);
@@ -236,13 +272,13 @@ forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *
 
     uint64_t key = pvs_key(frame->parsed.src, frame->parsed.vid);
 
-    struct pvs_moment now = { .ns = w->now_ns, .s = w->now_s };
+    struct pvs_moment now = { .ns = w->now_ns, .s = w->now_s, .worker = w->index };
     pvs_decide(frame, tables, now, key == *source && *source != 0, v);
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &tables->port[v->egress[k].port];
         if (v->egress[k].drop != PVS_DROP_none)
             drop_copy(w, frame, &v->egress[k]);
-        else if (!pvs_deliver_in_burst(w, out, i, &v->egress[k], v->known && k == 0 ? from : NULL))
+        else if (!pvs_deliver_in_burst(w, out, i, &v->egress[k], (k | v->known) == 0 ? from : NULL))
             return false;
     }
     commit(w, tables->port[pvs_ref_index(frame->in_ref)].port, frame, v);
@@ -305,7 +341,7 @@ go_same_way_edited(struct pvs_worker *w, const struct way *way, uint32_t i, uint
     struct pvs_destination *d = way->first;
 
     for (uint32_t number = i; number < i + same; number++)
-        d->number[d->n++] = (uint8_t)pvs_edited(w, number, &way->edit);
+        d->number[d->n++] = (uint8_t)pvs_edited(w, number, 0, &way->edit);
     return same;
 }
 
@@ -386,7 +422,7 @@ note_way(struct pvs_worker *w, struct way *way, uint32_t i)
         return;
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &w->tables->port[v->egress[k].port];
-        edit = pvs_verdict_edit(v, &v->egress[k]);
+        edit = pvs_verdict_edit(v, v->egress[k].form);
         if (v->egress[k].drop != PVS_DROP_none || !pvs_one_pair(out->port) || !out->steady ||
             !ends_in(w, pvs_destination_of(w, v->egress[k].port), i, edit) ||
             (v->n_egress != 1 && !pvs_edit_is_nothing(edit)))
@@ -399,41 +435,33 @@ note_way(struct pvs_worker *w, struct way *way, uint32_t i)
     way->edit = *edit;
 }
 
-uint32_t
-pvs_forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue *from, const struct pvs_frame *frame,
-                  uint32_t n, bool *waiting)
+/*
+ * Forward the frames of the burst from number `done` on, before number `n`, of which nobody wants to hear one by one. Where it ended:
+ * earlier, if the budget is spent or one has to wait.
+ */
+static inline uint32_t
+forward_unseen(struct pvs_worker *w, const struct pvs_port *port, struct pvs_queue *from, uint32_t done, uint32_t n,
+               struct tally *t, bool *waiting)
 {
     const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(port->ref)];
     const struct pvs_bridge_view *bridge = &w->tables->bridge[in->bridge];
     const struct pvs_fdb *fdb = bridge->fdb;
     struct pvs_vlan_counters *counted = bridge->counted;
+    const struct pvs_frame *frame = w->source;
     /* no rule is to be obeyed, and no queue pair noted for what it sends */
     bool plain = pvs_one_pair(port) && in->plain;
-    struct tally t = { 0 };
     struct way way = { 0 };
     uint64_t source = 0;
-    uint32_t done = 0;
 
-    *waiting = false;
-    if (in->ref != port->ref) { /* the port has left the tables; the queue's stop follows */
-        pvs_drop_received(w, port, frame, n, PVS_DROP_link_down);
-        return n;
-    }
-    w->source = frame;
-    w->spent = 0;
-    w->edited.n = w->edited.n_seg = 0;
-    w->places_found = pvs_fdb_is_large(fdb);
-    if (w->places_found)
-        find_places(w, fdb, in->vlan, n);
     while (done < n && w->spent < PVS_BUDGET) {
         const struct pvs_frame *f = &frame[done];
         uint32_t same = way.n != 0 ? go_same_way(w, &way, done, n) : 0;
         struct pvs_destination *d = NULL;
         if (same != 0) {
-            uint64_t before = t.bytes;
-            tally_add(&t, f, same);
+            uint64_t before = t->bytes;
+            tally_add(w, port, t, f, same);
             if (counted != NULL)
-                count_vlan(w, counted, way.vid, same, t.bytes - before);
+                count_vlan(w, counted, way.vid, same, t->bytes - before);
             done += same;
             continue;
         }
@@ -452,25 +480,101 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue 
             *waiting = true;
             break;
         }
-        tally_add(&t, f, 1);
+        tally_add(w, port, t, f, 1);
         if (counted != NULL && !f->malformed)
             count_one(w, counted, f, d == NULL);
         done++;
     }
+    return done;
+}
+
+/* Forward frame number `i` by the long way, and tell captures and the recorder. False: it has to wait. */
+static __attribute__((noinline)) bool
+forward_seen(struct pvs_worker *w, const struct pvs_port *port, struct pvs_queue *from, uint32_t i)
+{
+    const struct pvs_frame *frame = &w->source[i];
+    struct pvs_vlan_counters *counted = w->tables->bridge[w->tables->port[pvs_ref_index(port->ref)].bridge].counted;
+    struct tally t = { 0 };
+    uint64_t source = 0;
+
+    if (!frame->malformed && !forward_one(w, i, from, &source))
+        return false;
+    from->progress.done = 0;
+    tally_add(w, port, &t, frame, 1);
+    tally_count(w, port, &t);
+    w->taken_packets += t.packets;
+    w->taken_bytes += t.bytes;
+    if (counted != NULL && !frame->malformed)
+        count_one(w, counted, frame, true);
+    pvs_saw(w, frame);
+    return true;
+}
+
+/* Flows look at headers that may not be in the frames' heads yet, and must not be changed by a checksum later. */
+static __attribute__((noinline)) void
+pull_for_flows(const struct pvs_flows *flows, struct pvs_frame *frame, uint32_t n)
+{
+    bool deep = flows->table->depth != PVS_DEPTH_L2;
+
+    for (uint32_t i = 0; i < n; i++)
+        if (!frame[i].malformed && (deep || frame[i].request.checksum))
+            pvs_flow_pull(&frame[i]);
+}
+
+uint32_t
+pvs_forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue *from, struct pvs_frame *frame,
+                  uint32_t n, bool *waiting)
+{
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(port->ref)];
+    const struct pvs_bridge_view *bridge = &w->tables->bridge[in->bridge];
+    const struct pvs_fdb *fdb = bridge->fdb;
+    struct tally t = { 0 };
+    uint32_t done = 0;
+
+    *waiting = false;
+    if (in->ref != port->ref) { /* the port has left the tables; the queue's stop follows */
+        pvs_drop_received(w, port, frame, n, PVS_DROP_link_down);
+        return n;
+    }
+    w->source = frame;
+    w->spent = w->taken_packets = w->taken_bytes = 0;
+    w->edited.n = w->edited.n_seg = 0;
+    if (bridge->flows != NULL)
+        pull_for_flows(bridge->flows, frame, n);
+    w->places_found = pvs_fdb_is_large(fdb);
+    if (w->places_found)
+        find_places(w, fdb, in->vlan, n);
+    for (;;) {
+        uint32_t next = pvs_next_seen(w, in, done, n), before = done;
+        done = forward_unseen(w, port, from, done, next, &t, waiting);
+        w->recorder.left -= done - before;
+        if (*waiting || done != next || done == n || w->spent >= PVS_BUDGET)
+            break;
+        *waiting = !forward_seen(w, port, from, done);
+        if (*waiting)
+            break;
+        done++;
+    }
     pvs_deliver_lists(w);
     tally_count(w, port, &t);
-    w->taken_packets = t.packets;
-    w->taken_bytes = t.bytes;
+    w->taken_packets += t.packets;
+    w->taken_bytes += t.bytes;
     return done;
 }
 
 void
 pvs_forward_injected(struct pvs_worker *w, struct pvs_frame *frame)
 {
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(frame->in_ref)];
     uint64_t source = 0;
 
+    if (w->tables->bridge[in->bridge].flows != NULL)
+        pull_for_flows(w->tables->bridge[in->bridge].flows, frame, 1);
+    if (frame->malformed)
+        return;
     w->source = frame;
     w->edited.n = w->edited.n_seg = 0;
     forward_one(w, 0, NULL, &source);
+    pvs_saw(w, frame);
     pvs_deliver_lists(w);
 }

@@ -77,6 +77,25 @@ pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct 
 }
 
 void
+pvs_frame_from_piece(struct pvs_frame *to, const struct pvs_frame *from, const uint8_t *head, uint32_t head_len,
+                     uint32_t len)
+{
+    memcpy(to, from, offsetof(struct pvs_frame, head));
+    to->len = len;
+    to->head_len = (uint16_t)head_len;
+    to->request = (struct pvs_request){ 0 };
+    pvs_copy(to->head, head, head_len);
+}
+
+uint32_t
+pvs_frame_segs(struct pvs_seg *seg, const struct iovec *part, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        seg[i] = (struct pvs_seg){ .base = part[i].iov_base, .len = (uint32_t)part[i].iov_len };
+    return n;
+}
+
+void
 pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_t *bytes, uint32_t len)
 {
     uint16_t head_len = (uint16_t)(len < PVS_HEAD ? len : PVS_HEAD);
@@ -90,6 +109,7 @@ pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_
     frame->pair = 0;
     frame->vid = PVS_UNMAPPED;
     frame->vtep = 0;
+    frame->tun_id = 0;
     frame->request = (struct pvs_request){ 0 };
     memcpy(frame->head, bytes, head_len);
 }

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
 
 #include "copy.h"
 #include "guest_memory.h"
@@ -33,7 +34,7 @@ struct pvs_parsed {
     uint16_t inner_vid; /* of the second */
 };
 
-/* How many tags there are: 0 to 2. */
+/* How many tags there are: 0 to 2; more when flows have pushed some. */
 static inline uint32_t
 pvs_tags(const struct pvs_parsed *parsed)
 {
@@ -86,6 +87,7 @@ struct pvs_frame {
     struct pvs_request request;
     /* of one that came by a tunnel: the VLAN of its network (PVS_UNMAPPED: as its tag says), and who sent it (vtep.h; 0: nobody known) */
     uint16_t vid, vtep;
+    uint32_t tun_id; /* likewise: its network's VNI or key */
     _Alignas(64) uint8_t head[PVS_HEAD_EDITED];
 };
 
@@ -161,6 +163,15 @@ void pvs_frame_write(const struct pvs_frame *frame, struct pvs_cursor *c);
  */
 uint32_t pvs_frame_edit(struct pvs_frame *to, const struct pvs_frame *from, const struct pvs_edit *edit,
                         struct pvs_seg *seg);
+
+/*
+ * Make `to` a piece of a frame that is on its way, of `len` bytes, with this head and nothing left to be done; its tail is the
+ * caller's to name.
+ */
+void pvs_frame_from_piece(struct pvs_frame *to, const struct pvs_frame *from, const uint8_t *head, uint32_t head_len,
+                          uint32_t len);
+/* Name parts as segments; how many. */
+uint32_t pvs_frame_segs(struct pvs_seg *seg, const struct iovec *part, uint32_t n);
 
 /* Make a frame over plain bytes, which it borrows. */
 void pvs_frame_from_bytes(struct pvs_frame *frame, struct pvs_seg *tail, const uint8_t *bytes, uint32_t len);

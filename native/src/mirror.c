@@ -5,37 +5,58 @@
 #include "decide.h"
 #include "parse.h"
 
-/* The mirrors that want this frame because of the ports it touches. */
+/*
+ * The mirrors that want this frame because of the ports it touches, or because a flow says so; and each one's variant of it: as it
+ * came, or as it leaves by the first port that the mirror watches.
+ */
 static uint32_t
-selected(const struct pvs_port_view *in, const struct pvs_tables *tables, const struct pvs_verdict *v)
+selected(const struct pvs_port_view *in, const struct pvs_tables *tables, const struct pvs_verdict *v, uint8_t *variant)
 {
-    uint32_t found = in->mirror_in;
+    uint32_t found = in->mirror_in | v->mirrors;
 
-    for (uint32_t i = 0; i < v->n_egress; i++) /* of a frame that is dropped there is none */
-        if (v->egress[i].drop == PVS_DROP_none)
-            found |= tables->port[v->egress[i].port].mirror_out;
+    for (uint32_t i = 0; i < v->n_egress; i++) { /* of a frame that is dropped there is none */
+        if (v->egress[i].drop != PVS_DROP_none)
+            continue;
+        uint32_t fresh = tables->port[v->egress[i].port].mirror_out & ~found;
+        found |= fresh;
+        for (; fresh != 0 && v->egress[i].variant != 0; fresh &= fresh - 1)
+            variant[__builtin_ctz(fresh)] = v->egress[i].variant;
+    }
     return found;
 }
 
 static bool
-wants(const struct pvs_mirror *m, const struct pvs_verdict *v)
+wants(const struct pvs_mirror *m, const struct pvs_vlan_place *place, const struct pvs_verdict *v)
 {
-    return (v->drop == PVS_DROP_none || m->drops) && (m->set[v->place.vid / 64] >> v->place.vid % 64 & 1) != 0;
+    return (v->drop == PVS_DROP_none || m->drops) && (m->set[place->vid / 64] >> place->vid % 64 & 1) != 0;
+}
+
+/* Where a variant is. */
+static struct pvs_vlan_place
+place_of(const struct pvs_frame *frame, const struct pvs_port_view *in, uint8_t variant, const struct pvs_verdict *v)
+{
+    struct pvs_vlan_place place;
+
+    if (variant == v->placed)
+        return v->place;
+    if (variant != 0 || !pvs_vlan_enter(in->vlan, frame, &place))
+        pvs_vlan_enter_tagged(frame, &place); /* a flow sends it as its tags say */
+    return place;
 }
 
 /* Add a copy in one of the place's forms, cut to the mirror's length. */
 static void
 add_copy(const struct pvs_frame *frame, const struct pvs_mirror *m, const struct pvs_vlan_place *place,
-         enum pvs_form form, const struct pvs_port_view *out, uint32_t number, struct pvs_verdict *v)
+         enum pvs_form form, const struct pvs_port_view *out, uint32_t number, uint8_t variant, struct pvs_verdict *v)
 {
     const struct pvs_edit *edit = &place->form[form];
     uint32_t slot = PVS_FORMS * number + (uint32_t)form, drop = PVS_DROP_none;
     uint32_t pushed = edit->push ? PVS_VLAN_HLEN : 0, len = frame->len - edit->cut + pushed;
     bool cut = m->snaplen != 0 && m->snaplen < len, fits = pvs_fits(frame, out, edit);
 
-    v->mirrored[slot] = *edit;
+    v->edit[slot] = *edit;
     if (cut) { /* what is kept is one frame, whatever it would have been cut into */
-        v->mirrored[slot].keep = m->snaplen;
+        v->edit[slot].keep = m->snaplen;
         uint32_t l3_offset = frame->parsed.l3_offset - edit->cut + pushed;
         if (out->tunnel != NULL)
             fits = m->snaplen <= pvs_tunnel_room(out, l3_offset);
@@ -46,48 +67,55 @@ add_copy(const struct pvs_frame *frame, const struct pvs_mirror *m, const struct
         drop = PVS_DROP_mtu_exceeded;
     v->egress[v->n_egress++] = (struct pvs_egress){ .port = (uint16_t)pvs_ref_index(out->ref),
                                                     .form = (uint8_t)(PVS_FORMS + slot),
-                                                    .drop = (uint8_t)drop };
+                                                    .drop = (uint8_t)drop,
+                                                    .variant = variant };
 }
 
+/* What a mirror gets, and where that is. */
+struct mirrored {
+    const struct pvs_frame *frame;
+    struct pvs_vlan_place place;
+    uint32_t number; /* the mirror's */
+    uint8_t variant;
+};
+
 static void
-to_port(const struct pvs_frame *frame, const struct pvs_tables *tables, const struct pvs_mirror *m, uint32_t number,
-        struct pvs_verdict *v)
+to_port(const struct mirrored *what, const struct pvs_tables *tables, const struct pvs_mirror *m, struct pvs_verdict *v)
 {
     const struct pvs_port_view *out = &tables->port[pvs_ref_index(m->out_ref)];
     enum pvs_form form;
 
-    if (pvs_has_link(out) && pvs_vlan_leave(out->vlan, &v->place, &form))
-        add_copy(frame, m, &v->place, form, out, number, v);
+    if (pvs_has_link(out) && pvs_vlan_leave(out->vlan, &what->place, &form))
+        add_copy(what->frame, m, &what->place, form, out, what->number, what->variant, v);
 }
 
 static void
-to_members(const struct pvs_frame *frame, const struct pvs_tables *tables, const struct pvs_mirror *m, uint32_t number,
+to_members(const struct mirrored *what, const struct pvs_tables *tables, const struct pvs_mirror *m,
            const struct pvs_vlan_place *place, const uint16_t *member, uint32_t n, struct pvs_verdict *v)
 {
-    const struct pvs_port_view *in = &tables->port[pvs_ref_index(frame->in_ref)];
+    const struct pvs_port_view *in = &tables->port[pvs_ref_index(what->frame->in_ref)];
 
     for (uint32_t i = 0; i < n; i++) {
         const struct pvs_port_view *out = &tables->port[member[i]];
         enum pvs_form form;
         if (out != in && pvs_has_link(out) && pvs_vlan_leave(out->vlan, place, &form))
-            add_copy(frame, m, place, form, out, number, v);
+            add_copy(what->frame, m, place, form, out, what->number, what->variant, v);
     }
 }
 
 static void
-to_vlan(const struct pvs_frame *frame, const struct pvs_tables *tables, const struct pvs_mirror *m, uint32_t number,
-        struct pvs_verdict *v)
+to_vlan(const struct mirrored *what, const struct pvs_tables *tables, const struct pvs_mirror *m, struct pvs_verdict *v)
 {
     const struct pvs_bridge_view *bridge = &tables->bridge[v->bridge];
     struct pvs_vlan_place place;
 
-    if (v->place.vid == m->vid || pvs_mac_is_link_local(frame->parsed.dst))
+    if (what->place.vid == m->vid || pvs_mac_is_link_local(what->frame->parsed.dst))
         return;
-    pvs_vlan_move(&v->place, frame, m->vid, &place);
-    to_members(frame, tables, m, number, &place, bridge->member, bridge->n_members, v);
+    pvs_vlan_move(&what->place, what->frame, m->vid, &place);
+    to_members(what, tables, m, &place, bridge->member, bridge->n_members, v);
     if (bridge->vlans != NULL) {
         const uint32_t *start = &bridge->vlans->start[m->vid];
-        to_members(frame, tables, m, number, &place, bridge->vlans->member + start[0], start[1] - start[0], v);
+        to_members(what, tables, m, &place, bridge->vlans->member + start[0], start[1] - start[0], v);
     }
 }
 
@@ -96,15 +124,20 @@ pvs_mirror(const struct pvs_frame *frame, const struct pvs_tables *tables, struc
 {
     const struct pvs_port_view *in = &tables->port[pvs_ref_index(frame->in_ref)];
     const struct pvs_mirror *mirror = tables->bridge[v->bridge].mirror;
+    uint8_t variant[PVS_MAX_MIRRORS] = { 0 };
 
-    for (uint32_t left = selected(in, tables, v); left != 0; left &= left - 1) {
+    for (uint32_t left = selected(in, tables, v, variant); left != 0; left &= left - 1) {
         uint32_t number = (uint32_t)__builtin_ctz(left);
         const struct pvs_mirror *m = &mirror[number];
-        if (!wants(m, v))
+        struct mirrored what = { .frame = pvs_verdict_frame(v, frame, variant[number]),
+                                 .number = number,
+                                 .variant = variant[number] };
+        what.place = place_of(what.frame, in, what.variant, v);
+        if ((v->mirrors >> number & 1) == 0 && !wants(m, &what.place, v))
             continue;
         if (m->out_ref != 0)
-            to_port(frame, tables, m, number, v);
+            to_port(&what, tables, m, v);
         else
-            to_vlan(frame, tables, m, number, v);
+            to_vlan(&what, tables, m, v);
     }
 }

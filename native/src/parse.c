@@ -2,12 +2,6 @@
 /* parse.c - see parse.h. */
 #include "parse.h"
 
-static uint16_t
-be16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
 bool
 pvs_parse_tags(struct pvs_frame *frame)
 {
@@ -19,8 +13,8 @@ pvs_parse_tags(struct pvs_frame *frame)
             frame->malformed = true;
             return false;
         }
-        *(tags == 0 ? &p->vid : &p->inner_vid) = be16(frame->head + p->l3_offset) & 0x0fff;
-        p->ethertype = be16(frame->head + p->l3_offset + 2);
+        *(tags == 0 ? &p->vid : &p->inner_vid) = pvs_load16(frame->head + p->l3_offset) & 0x0fff;
+        p->ethertype = pvs_load16(frame->head + p->l3_offset + 2);
         p->l3_offset = (uint16_t)(p->l3_offset + PVS_VLAN_HLEN);
     }
     return true;

@@ -16,6 +16,38 @@ enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_8021Q = 0x8100, ETHERTYPE_IPV6 = 0x86d
 #define PVS_MAC_PAUSE     0x0180c2000001
 #define PVS_MAC_BROADCAST 0xffffffffffff
 
+/* Numbers as headers have them. */
+static inline uint16_t
+pvs_load16(const uint8_t *p)
+{
+    uint16_t v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_bswap16(v);
+}
+
+static inline uint32_t
+pvs_load32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_bswap32(v);
+}
+
+static inline uint64_t
+pvs_load64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_bswap64(v);
+}
+
+static inline void
+pvs_store16(uint8_t *p, uint16_t v)
+{
+    v = __builtin_bswap16(v);
+    memcpy(p, &v, sizeof v);
+}
+
 static inline uint64_t
 pvs_mac_load(const uint8_t *p)
 {

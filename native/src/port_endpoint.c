@@ -142,12 +142,13 @@ take(struct pvs_uplink *u, const struct pvs_demux *demux, struct pvs_vteps *vtep
     if (!pvs_outer_read((enum pvs_tunnel_kind)u->tunnel, packet, len, &outer))
         return PVS_DROP_tunnel_malformed;
     const struct pvs_network_entry *e = demux == NULL ? NULL : pvs_demux_find(demux, outer.vni);
-    if (e == NULL)
-        return PVS_DROP_unknown_vni;
     packet += outer.len;
     make_frame(frame, &in->seg[in->n_seg], packet, len - outer.len);
-    frame->in_ref = e->port_ref;
+    frame->in_ref = e == NULL ? 0 : e->port_ref;
+    if (e == NULL)
+        return PVS_DROP_unknown_vni;
     frame->vid = e->segment->vid;
+    frame->tun_id = e->segment->vni == PVS_NO_KEY ? 0 : (uint32_t)e->segment->vni;
     frame->vtep = in->vtep;
     if (frame->malformed) { /* counted at its port */
         pvs_train_end(train);
@@ -168,7 +169,7 @@ take(struct pvs_uplink *u, const struct pvs_demux *demux, struct pvs_vteps *vtep
 
 uint32_t
 pvs_endpoint_fetch(struct pvs_uplink *u, const struct pvs_demux *demux, struct pvs_vteps *vteps, uint32_t now_s,
-                   struct pvs_counters *counters)
+                   pvs_endpoint_dropped *dropped, void *context)
 {
     struct pvs_uplink_buffers *in = u->in;
 
@@ -189,7 +190,7 @@ pvs_endpoint_fetch(struct pvs_uplink *u, const struct pvs_demux *demux, struct p
         if ((message->msg_hdr.msg_flags & MSG_TRUNC) == 0)
             drop = take(u, demux, vteps, now_s, in->slot[in->message_at] + in->offset, len, &train);
         if (drop != PVS_DROP_none)
-            pvs_count(&counters->rx_drop[drop], 1);
+            dropped(context, u, drop == PVS_DROP_tunnel_malformed ? NULL : &in->frame[u->n], drop);
         bytes += len;
         in->offset += len;
         if (in->offset == message->msg_len) {

@@ -12,17 +12,20 @@
 #ifndef PVS_PORT_ENDPOINT_H
 #define PVS_PORT_ENDPOINT_H
 
-#include "counters.h"
 #include "port_uplink.h"
 #include "tunnel.h"
 #include "vtep.h"
+
+/* A packet goes nowhere; the frame in it, as far as it was found, or NULL. */
+typedef void pvs_endpoint_dropped(void *context, const struct pvs_uplink *u, const struct pvs_frame *frame,
+                                  enum pvs_drop why);
 
 /*
  * The next burst of frames, in the place of the last one, which is done with: how many, in u->in->frame. `demux` may be NULL: there is no
  * tunnel. VTEPs that were learned are in u->in->fresh.
  */
 uint32_t pvs_endpoint_fetch(struct pvs_uplink *u, const struct pvs_demux *demux, struct pvs_vteps *vteps,
-                            uint32_t now_s, struct pvs_counters *counters);
+                            uint32_t now_s, pvs_endpoint_dropped *dropped, void *context);
 
 /* VTEPs have been unlinked: what it has fetched, and waits, names them no more. */
 void pvs_endpoint_forget(struct pvs_uplink *u, const struct pvs_vteps *vteps);

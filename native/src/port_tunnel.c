@@ -35,9 +35,10 @@ void
 pvs_tunnel_put(struct pvs_tunnel_outbox *box, struct pvs_tunnel *tunnel, const struct pvs_segment *segment,
                uint16_t port, struct pvs_pieces *pieces, const uint16_t *vtep, uint32_t n, uint32_t source)
 {
-    struct pvs_packet *p = &box->packet[box->n_packets++];
+    struct pvs_packet *p = &box->packet[box->n_packets];
     uint32_t outer = pvs_outer_write(tunnel->kind, segment->vni, p->head);
 
+    box->frame[box->n_packets++] = pieces->frame;
     p->tunnel = tunnel;
     p->port = port;
     p->len = pieces->len;
@@ -53,6 +54,18 @@ pvs_tunnel_put(struct pvs_tunnel_outbox *box, struct pvs_tunnel *tunnel, const s
     p->n_vteps = n;
     p->one = vtep[0];
     p->vtep = n == 1 ? &p->one : vtep;
+}
+
+void
+pvs_packet_frame(const struct pvs_tunnel_outbox *box, const struct pvs_packet *packet, struct pvs_frame *frame,
+                 struct pvs_seg *seg)
+{
+    uint32_t outer = packet->size - packet->len;
+
+    pvs_frame_from_piece(frame, box->frame[packet - box->packet], packet->head + outer, packet->head_len - outer,
+                         packet->len);
+    frame->seg = seg;
+    frame->n_seg = pvs_frame_segs(seg, box->part + packet->part, packet->n_parts);
 }
 
 /* ---- out of it ---- */

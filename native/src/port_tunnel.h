@@ -49,6 +49,7 @@ struct pvs_tunnel_outbox {
     uint32_t n_packets, n_parts;
     bool bounced; /* the last packet's payload lies in `bounce`: there is no room for another one */
     struct pvs_packet packet[PVS_PACKETS];
+    const struct pvs_frame *frame[PVS_PACKETS]; /* that is in each, or a piece of it */
     struct iovec part[PVS_TUNNEL_PARTS];
     /* while it is sent */
     uint8_t order[PVS_PACKETS];
@@ -79,6 +80,10 @@ void pvs_tunnel_put(struct pvs_tunnel_outbox *box, struct pvs_tunnel *tunnel, co
 
 /* What became of a packet that was to go to a VTEP; none: it has gone. */
 typedef void pvs_tunnel_told(void *context, const struct pvs_packet *packet, uint16_t vtep, enum pvs_drop drop);
+
+/* The frame in a packet, over its bytes; `seg` has room for PVS_PACKET_PARTS. */
+void pvs_packet_frame(const struct pvs_tunnel_outbox *box, const struct pvs_packet *packet, struct pvs_frame *frame,
+                      struct pvs_seg *seg);
 
 /* Try to send all, and tell of each. The outbox is the caller's to clear. */
 void pvs_tunnel_send(struct pvs_tunnel_outbox *box, const struct pvs_vteps *vteps, pvs_tunnel_told *told,

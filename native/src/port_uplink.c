@@ -130,8 +130,10 @@ take_frame(struct pvs_uplink *u, uint32_t i, size_t size)
     frame->seg = &in->tail[i];
     frame->len = size > PVS_UPLINK_HEADER ? (uint32_t)size - PVS_UPLINK_HEADER : 0;
     frame->malformed = frame->len < PVS_ETH_HLEN || frame->len > PVS_MAX_FRAME - PVS_VLAN_HLEN;
-    if (frame->malformed)
+    if (frame->malformed) {
+        frame->head_len = 0;
         return;
+    }
     frame->head_len = (uint16_t)(frame->len < PVS_HEAD ? frame->len : PVS_HEAD);
     if (frame->len > PVS_HEAD) {
         in->tail[i] = (struct pvs_seg){ .base = in->slot[i], .len = frame->len - PVS_HEAD };
@@ -147,6 +149,7 @@ static void
 take_nothing(struct pvs_uplink *u, uint32_t i)
 {
     u->in->frame[i].malformed = true;
+    u->in->frame[i].head_len = 0;
     u->in->frame[i].in_ref = u->queue.port->ref;
 }
 
@@ -250,6 +253,7 @@ pvs_outbox_put(struct pvs_outbox *box, struct pvs_pieces *pieces)
     struct iovec *part = box->part[i];
 
     box->len[i] = pieces->len;
+    box->frame[i] = pieces->frame;
     uint32_t parts = pvs_piece_parts(pieces, part + 2, PVS_OUTBOX_PARTS);
     if (parts <= PVS_OUTBOX_PARTS) {
         box->header[i] = pieces->header;
@@ -266,6 +270,28 @@ pvs_outbox_put(struct pvs_outbox *box, struct pvs_pieces *pieces)
         parts = 1;
     }
     box->message[i].msg_hdr = (struct msghdr){ .msg_iov = part, .msg_iovlen = parts };
+}
+
+void
+pvs_outbox_frame(const struct pvs_outbox *box, uint32_t i, struct pvs_frame *frame, struct pvs_seg *seg)
+{
+    const struct iovec *part = box->part[i], *end = part + box->message[i].msg_hdr.msg_iovlen;
+    bool bounced = end - part == 1;
+    uint32_t room = box->len[i] < PVS_HEAD ? box->len[i] : PVS_HEAD;
+    uint32_t head_len = bounced ? room : (uint32_t)part[1].iov_len;
+
+    pvs_frame_from_piece(frame, box->frame[i], bounced ? box->bounce + PVS_UPLINK_HEADER : box->head[i], head_len,
+                         box->len[i]);
+    /* what is bounced begins with the header, and that with its flags */
+    frame->request.checksum = ((bounced ? box->bounce[0] : box->header[i].flags) & VIRTIO_NET_HDR_F_NEEDS_CSUM) != 0;
+    frame->seg = seg;
+    if (bounced) {
+        seg[0] = (struct pvs_seg){ .base = (uint8_t *)(uintptr_t)(box->bounce + PVS_UPLINK_HEADER + head_len),
+                                   .len = box->len[i] - head_len };
+        frame->n_seg = seg[0].len != 0;
+    } else {
+        frame->n_seg = pvs_frame_segs(seg, part + 2, (uint32_t)(end - part) - 2);
+    }
 }
 
 /*

@@ -82,6 +82,7 @@ struct pvs_outbox {
     struct mmsghdr message[PVS_OUTBOX_BURST];
     struct virtio_net_hdr header[PVS_OUTBOX_BURST];
     uint32_t len[PVS_OUTBOX_BURST];
+    const struct pvs_frame *frame[PVS_OUTBOX_BURST]; /* that each is, or is a piece of */
     uint8_t head[PVS_OUTBOX_BURST][PVS_HEAD_EDITED];
     struct iovec part[PVS_OUTBOX_BURST][2 + PVS_OUTBOX_PARTS];
     bool bounced; /* the last frame lies in `bounce`: there is no room for another */
@@ -113,6 +114,9 @@ pvs_outbox_full(const struct pvs_outbox *box)
 
 /* Put the piece at hand in; the outbox is not full. What it points to must stay until it has been sent. */
 void pvs_outbox_put(struct pvs_outbox *box, struct pvs_pieces *pieces);
+
+/* What message number `i` carries, as a frame over its bytes; `seg` has room for PVS_OUTBOX_PARTS. */
+void pvs_outbox_frame(const struct pvs_outbox *box, uint32_t i, struct pvs_frame *frame, struct pvs_seg *seg);
 
 /* Why something was dropped that the kernel would not send; and find out whose memory it could not read (EFAULT). */
 enum pvs_drop pvs_uplink_drop_of(int error);

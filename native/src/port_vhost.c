@@ -94,6 +94,7 @@ make_frames(const struct pvs_ring *ring, struct pvs_frame *frame, uint32_t n)
         frame->injected = false;
         if (frame->malformed || frame->len <= header_len || frame->len - header_len > PVS_MAX_FRAME) {
             frame->malformed = true;
+            frame->head_len = 0; /* what is in it was another frame's */
             continue;
         }
         frame->len -= header_len;

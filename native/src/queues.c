@@ -119,5 +119,5 @@ void
 pvs_uplink_count_overrun(struct pvs_worker *w, struct pvs_uplink *u)
 {
     u->overrun_seen_s = w->now_s;
-    pvs_count(&u->queue.port->counters[w->index]->rx_drop[PVS_DROP_uplink_rx_full], pvs_uplink_overrun(u));
+    pvs_drop_rx(w, u->queue.port, NULL, PVS_DROP_uplink_rx_full, pvs_uplink_overrun(u));
 }

@@ -16,12 +16,6 @@ enum { ND_SOURCE_MAC = 1, ND_TARGET_MAC = 2 };
 
 static const uint8_t MAPPED[12] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff };
 
-static uint16_t
-be16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] << 8 | p[1]);
-}
-
 static bool
 all_zero(const uint8_t *p, uint32_t len)
 {
@@ -102,8 +96,8 @@ is_dhcp_request(const uint8_t *ip, uint32_t room, const struct pvs_frame *frame)
 {
     uint32_t len = (uint32_t)(ip[0] & 0xf) * 4;
 
-    return ip[9] == IPPROTO_UDP_NUMBER && (be16(ip + 6) & 0x3fff) == 0 && len >= IPV4_HLEN && room >= len + 8 &&
-           be16(ip + len) == DHCP_CLIENT && be16(ip + len + 2) == DHCP_SERVER && sum_at(frame) >= len + 4;
+    return ip[9] == IPPROTO_UDP_NUMBER && (pvs_load16(ip + 6) & 0x3fff) == 0 && len >= IPV4_HLEN && room >= len + 8 &&
+           pvs_load16(ip + len) == DHCP_CLIENT && pvs_load16(ip + len + 2) == DHCP_SERVER && sum_at(frame) >= len + 4;
 }
 
 static bool
@@ -137,7 +131,7 @@ arp_allowed(const struct pvs_security *rules, const uint8_t *arp, uint32_t room,
 static uint32_t
 upper_layer(const uint8_t *ip, uint32_t room, uint8_t *next, bool *fragment)
 {
-    uint32_t at = IPV6_HLEN, end = IPV6_HLEN + be16(ip + 4);
+    uint32_t at = IPV6_HLEN, end = IPV6_HLEN + pvs_load16(ip + 4);
 
     if (room > end)
         room = end;
@@ -164,7 +158,7 @@ upper_layer(const uint8_t *ip, uint32_t room, uint8_t *next, bool *fragment)
         case FRAGMENT:
             if (room < at + 8)
                 return 0;
-            if ((be16(ip + at + 2) & 0xfff8) != 0)
+            if ((pvs_load16(ip + at + 2) & 0xfff8) != 0)
                 return at + 8; /* a later one: *next says no more than that */
             *fragment = true;
             len = 8;
@@ -238,7 +232,7 @@ ipv6_allowed(const struct pvs_security *rules, const uint8_t *ip, uint32_t room,
         return false;
     if (next != IPPROTO_ICMPV6_NUMBER)
         return !nobody && sum_at(frame) >= at;
-    uint32_t end = IPV6_HLEN + be16(ip + 4);
+    uint32_t end = IPV6_HLEN + pvs_load16(ip + 4);
     if (end <= at + 4 || room < at + 4 || (sum_at(frame) < end && sum_at(frame) != at + 2))
         return false;
     bool discovery = ip[at] >= ND_RS && ip[at] <= ND_REDIRECT;

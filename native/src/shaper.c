@@ -9,12 +9,6 @@
  */
 #include "worker.h"
 
-static void
-count_drop(struct pvs_worker *w, const struct pvs_port *port, enum pvs_drop why)
-{
-    pvs_count(&port->counters[w->index]->tx_drop[why], 1);
-}
-
 /* Take the first frame off the queue. */
 static struct pvs_owned *
 take(struct pvs_shaper *s)
@@ -38,7 +32,7 @@ send_due(struct pvs_timer *timer, uint64_t now_ns)
     while (s->first != NULL && s->first->at_ns <= now_ns) {
         struct pvs_owned *owned = take(s);
         if (out->ref == s->ref && !out->enabled)
-            count_drop(w, out->port, PVS_DROP_link_down);
+            pvs_drop_tx(w, out->port, &owned->frame, PVS_DROP_link_down, 1);
         else if (out->ref == s->ref)
             pvs_deliver(w, out, &owned->frame, (struct pvs_toward){ owned->vid, owned->vtep }, NULL);
         pvs_worker_send(w); /* what waits for the kernel refers to the frame */
@@ -88,7 +82,7 @@ pvs_shaper_passes(struct pvs_worker *w, const struct pvs_port_view *out, const s
     }
     struct pvs_owned *owned = wait <= PVS_SHAPING_NS ? pvs_own(&w->slab, frame, pvs_ref_index(out->ref)) : NULL;
     if (owned == NULL) {
-        count_drop(w, out->port, PVS_DROP_shaped);
+        pvs_drop_tx(w, out->port, frame, PVS_DROP_shaped, 1);
         return false;
     }
     w->spent += pvs_copy_cost(frame);

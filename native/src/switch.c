@@ -55,6 +55,7 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
     if (sw == NULL)
         return -ENOMEM;
     sw->conf = *conf;
+    sw->flow_counters.n_workers = conf->n_workers;
     sw->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     sw->tables = calloc(1, sizeof *sw->tables);
     rc = sw->wake_fd < 0 ? -errno : sw->tables == NULL ? -ENOMEM : pvs_vteps_create(conf->seed, &sw->vteps);
@@ -69,6 +70,8 @@ pvs_switch_create(const struct pvs_switch_conf *conf, struct pvs_switch **out)
         w->bell_fd = w->epoll_fd = -1;
         w->tables = sw->tables;
         w->vteps = sw->vteps;
+        w->flow_counters = &sw->flow_counters;
+        w->captures = sw->capture;
         sw->worker[i] = w;
         rc = pvs_worker_init(w, sw->worker, i, conf, sw->wake_fd, &sw->wake_pending);
     }
@@ -102,8 +105,12 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
     case PVS_OP_REMOTES:
         free(command->remotes);
         break;
+    case PVS_OP_RECORDER:
+        free(command->recorder.old);
+        break;
     case PVS_OP_SYNC:
     case PVS_OP_INJECT:
+    case PVS_OP_TRACE:
     case PVS_OP_RELEASE: /* never comes back as such */
         break;
     }
@@ -143,6 +150,8 @@ pvs_switch_destroy(struct pvs_switch *sw)
     }
     pvs_tables_free(sw->tables);
     pvs_vteps_destroy(sw->vteps);
+    pvs_flow_counters_free(&sw->flow_counters);
+    free(sw->samples);
     if (sw->wake_fd >= 0)
         close(sw->wake_fd);
     free(sw);

@@ -2,7 +2,7 @@
 /*
  * switch.h - what the control thread owns: the workers, the port indices, the commands under way.
  *
- * Shared by the files that implement pvs_api.h (switch.c, tables.c, ports.c, uplinks.c, moves.c); nobody else may include it.
+ * Shared by the files that implement pvs_api.h (switch.c, tables.c, flows.c, ports.c, uplinks.c, moves.c); nobody else may include it.
  */
 #ifndef PVS_SWITCH_H
 #define PVS_SWITCH_H
@@ -23,6 +23,9 @@ struct pvs_switch {
     struct pvs_worker *worker[PVS_MAX_WORKERS];
     uint32_t queues_on[PVS_MAX_WORKERS]; /* started queues of each worker */
     struct pvs_vteps *vteps;
+    struct pvs_flow_counters flow_counters;
+    struct pvs_filter *samples; /* of the recorder, as last asked for */
+    struct pvs_capture *capture[PVS_MAX_CAPTURES];
 };
 
 /* A command with `extra` bytes behind it, or NULL with -ENOMEM or -EAGAIN (too many under way) in *error. */
@@ -44,6 +47,11 @@ void pvs_move_adopted(struct pvs_queue *queue);
 void pvs_tables_free(struct pvs_tables *tables);
 /* All workers have the tables that were published last. */
 void pvs_tables_settled(struct pvs_switch *sw);
+
+/* What the tables say of bridges' flows. -EINVAL, -ENOMEM */
+int pvs_flows_fill(struct pvs_tables *tables, const struct pvs_bridge_conf *bridges, uint32_t n_bridges);
+/* All workers have these tables: buckets of meters whose rate has changed begin full, as those of ports do (tables.c). */
+void pvs_flow_meters_settle(struct pvs_tables *tables);
 
 /* ---- between ports.c and uplinks.c ---- */
 

@@ -13,8 +13,10 @@ pvs_tables_free(struct pvs_tables *t)
 {
     if (t == NULL)
         return;
-    for (uint32_t b = 0; b < PVS_MAX_BRIDGES; b++)
+    for (uint32_t b = 0; b < PVS_MAX_BRIDGES; b++) {
         free(t->bridge[b].vlans);
+        free(t->bridge[b].flows);
+    }
     free(t->vlans);
     free(t->policies);
     free(t->securities);
@@ -252,6 +254,21 @@ mirrors_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n
     return rc;
 }
 
+/* ---- captures ---- */
+
+/* Do the ports name only captures that there are? */
+static bool
+captures_known(const struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports)
+{
+    uint32_t known = 0, named = 0;
+
+    for (uint32_t i = 0; i < PVS_MAX_CAPTURES; i++)
+        known |= sw->capture[i] != NULL ? 1U << i : 0;
+    for (uint32_t p = 0; p < n_ports; p++)
+        named |= ports[p].capture_in | ports[p].capture_out;
+    return (named & ~known) == 0;
+}
+
 /* ---- tunnels ---- */
 
 /* The networks of an endpoint's tunnels, once for all of them. */
@@ -360,21 +377,22 @@ vlan_members_fill(struct pvs_tables *t, uint32_t bridge)
 /* ---- all of it ---- */
 
 static bool
-is_steady(const struct pvs_port_conf *conf)
+is_steady(const struct pvs_port_conf *conf, const struct pvs_bridge_conf *bridge)
 {
-    bool by_content = conf->secure && conf->n_networks != 0;
+    bool by_content = bridge->flows != NULL || (conf->secure && conf->n_networks != 0);
 
     return !has_limits(conf) && !by_content && (conf->mirror_in | conf->mirror_out) == 0;
 }
 
 static bool
-is_plain(const struct pvs_port_conf *conf)
+is_plain(const struct pvs_port_conf *conf, const struct pvs_bridge_conf *bridge)
 {
-    return is_steady(conf) && !has_rules(conf) && !conf->isolated && !conf->secure && conf->tunnel == NULL;
+    return is_steady(conf, bridge) && !has_rules(conf) && !conf->isolated && !conf->secure && conf->tunnel == NULL;
 }
 
 static int
-ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports, uint32_t n_bridges)
+ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports,
+           const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
 {
     for (uint32_t p = 0; p < n_ports; p++) {
         struct pvs_port *port = ports[p].port;
@@ -390,8 +408,11 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
                                                  (ports[p].isolated ? PVS_APART_ISOLATED : 0),
                                         .mirror_in = ports[p].mirror_in,
                                         .mirror_out = ports[p].mirror_out,
-                                        .steady = is_steady(&ports[p]),
-                                        .plain = is_plain(&ports[p]),
+                                        .steady = is_steady(&ports[p], &bridges[ports[p].bridge]),
+                                        .plain = is_plain(&ports[p], &bridges[ports[p].bridge]),
+                                        .slot = PVS_NO_SLOT,
+                                        .capture_in = ports[p].capture_in,
+                                        .capture_out = ports[p].capture_out,
                                         .meters = &port->meters,
                                         .rx_up = &port->rx_up,
                                         .port = port };
@@ -414,9 +435,11 @@ tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_
                                                  .flood_unknown = bridges[b].flood_unknown,
                                                  .punt_bpdu = bridges[b].punt_bpdu,
                                                  .counted = bridges[b].vlan_counters };
-    int rc = ports_fill(t, ports, n_ports, n_bridges);
+    int rc = ports_fill(t, ports, n_ports, bridges, n_bridges);
     if (rc == 0)
         rc = mirrors_fill(t, ports, n_ports, bridges, n_bridges);
+    if (rc == 0)
+        rc = pvs_flows_fill(t, bridges, n_bridges);
     uint16_t *place = t->members;
     for (uint32_t b = 0; rc == 0 && b < n_bridges; b++) {
         t->bridge[b].member = place;
@@ -468,6 +491,7 @@ pvs_tables_settled(struct pvs_switch *sw)
         pvs_meter_fill(&port->meters.policing);
         pvs_meter_fill(&port->meters.shaping);
     }
+    pvs_flow_meters_settle(sw->tables);
 }
 
 int64_t
@@ -476,7 +500,7 @@ pvs_publish(struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n
 {
     int rc;
 
-    if (n_ports > PVS_MAX_PORTS || n_bridges > PVS_MAX_BRIDGES)
+    if (n_ports > PVS_MAX_PORTS || n_bridges > PVS_MAX_BRIDGES || !captures_known(sw, ports, n_ports))
         return -EINVAL;
     struct pvs_command *command = pvs_command_new(sw, PVS_OP_PUBLISH, 0, &rc);
     if (command == NULL)

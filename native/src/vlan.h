@@ -75,7 +75,7 @@ pvs_vlan_enter_tagged(const struct pvs_frame *frame, struct pvs_vlan_place *plac
     *place = (struct pvs_vlan_place){
         .vid = p->vid,
         .inner_vid = p->inner_vid,
-        .inner_tag = pvs_tags(p) == 2,
+        .inner_tag = pvs_tags(p) >= 2,
         .form[PVS_FORM_INNER].cut = pvs_tags(p) != 0 ? PVS_VLAN_HLEN : 0,
     };
 }

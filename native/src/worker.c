@@ -188,8 +188,7 @@ woke(const struct pvs_worker *w, struct pvs_ring *ring)
 
 /* Forward a burst and show its receivers what they got. How many frames have left. */
 static uint32_t
-forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue *queue, const struct pvs_frame *frame,
-              uint32_t n)
+forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue *queue, struct pvs_frame *frame, uint32_t n)
 {
     bool waiting;
     uint32_t done = pvs_forward_burst(w, port, queue, frame, n, &waiting);
@@ -240,6 +239,13 @@ serve_ring(struct pvs_worker *w, struct pvs_ring *ring)
     return done;
 }
 
+/* A packet of a tunnel that no frame was made of. */
+static void
+drop_packet(void *worker, const struct pvs_uplink *u, const struct pvs_frame *frame, enum pvs_drop why)
+{
+    pvs_drop_rx(worker, u->queue.port, frame, why, 1);
+}
+
 /* The next packets of tunnels. */
 static void
 fetch_from_endpoint(struct pvs_worker *w, struct pvs_uplink *u)
@@ -247,7 +253,7 @@ fetch_from_endpoint(struct pvs_worker *w, struct pvs_uplink *u)
     const struct pvs_port *port = u->queue.port;
     const struct pvs_port_view *view = &w->tables->port[pvs_ref_index(port->ref)];
 
-    pvs_endpoint_fetch(u, view->ref == port->ref ? view->demux : NULL, w->vteps, w->now_s, port->counters[w->index]);
+    pvs_endpoint_fetch(u, view->ref == port->ref ? view->demux : NULL, w->vteps, w->now_s, drop_packet, w);
     for (uint32_t i = 0; i < u->in->n_fresh; i++)
         pvs_event(w, &(struct pvs_event){ .time_ns = w->now_ns, .kind = PVS_EV_VTEP, .vtep = u->in->fresh[i] });
 }
@@ -256,7 +262,7 @@ fetch_from_endpoint(struct pvs_worker *w, struct pvs_uplink *u)
 static uint32_t
 forward_fetched(struct pvs_worker *w, struct pvs_uplink *u)
 {
-    const struct pvs_frame *frame = u->in->frame + u->done;
+    struct pvs_frame *frame = u->in->frame + u->done;
     uint32_t n = u->n - u->done, run = u->kind == PVS_ENDPOINT ? pvs_endpoint_run(frame, n) : n;
     struct pvs_port *port = u->queue.port;
 
@@ -511,6 +517,8 @@ pvs_worker_init(struct pvs_worker *w, struct pvs_worker *const *peer, uint32_t i
         rc = pvs_spool_init(&w->events, EVENT_SPOOL);
     if (rc == 0)
         rc = pvs_spool_init(&w->punts, PUNT_SPOOL);
+    if (rc == 0)
+        rc = pvs_recorder_init(&w->recorder);
     return rc;
 }
 
@@ -527,4 +535,5 @@ pvs_worker_fini(struct pvs_worker *w)
     pvs_slab_fini(&w->slab);
     pvs_spool_fini(&w->events);
     pvs_spool_fini(&w->punts);
+    pvs_recorder_fini(&w->recorder);
 }

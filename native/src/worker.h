@@ -19,11 +19,13 @@
 
 #include <pthread.h>
 
+#include "capture.h"
 #include "channel.h"
 #include "command.h"
 #include "hold.h"
 #include "port_endpoint.h"
 #include "port_tunnel.h"
+#include "recorder.h"
 
 /* Edited frames of a burst: two forms of each; where mirrors make more, lists are written in between. */
 enum { PVS_EDITED = 2 * PVS_BURST, PVS_EDITED_SEGS = 4 * PVS_MAX_SEGS };
@@ -75,6 +77,7 @@ struct pvs_destination {
     uint32_t direct; /* its port's reference, if what the FDB sends there may be added just so; 0: it may not */
     uint32_t mtu;    /* that has to be enforced then; 0 = none */
     uint16_t index;  /* its port's */
+    bool captured;   /* somebody captures what leaves by it */
     uint32_t n;
     uint8_t number[PVS_BURST]; /* which frames */
 };
@@ -86,7 +89,7 @@ struct pvs_destination {
 struct pvs_edited {
     uint32_t n, n_seg;
     struct {
-        uint8_t number; /* of the burst's */
+        uint8_t number, variant; /* of the burst's, and of that */
         struct pvs_edit edit;
     } of[PVS_EDITED];
     struct pvs_frame frame[PVS_EDITED];
@@ -107,7 +110,8 @@ struct pvs_worker {
     pthread_t thread;
 
     const struct pvs_tables *tables;
-    struct pvs_vteps *vteps; /* the switch's */
+    struct pvs_vteps *vteps;                       /* the switch's, */
+    const struct pvs_flow_counters *flow_counters; /* likewise */
     uint64_t now_ns;
     uint32_t now_s;
     uint64_t kicks_seen_ns;        /* when epoll was last asked */
@@ -145,6 +149,8 @@ struct pvs_worker {
     struct pvs_frame answer; /* to who sent what was too big, */
     struct pvs_seg answer_tail;
     uint8_t answer_bytes[PVS_ANSWER_MAX]; /* and what it consists of */
+    struct pvs_recorder recorder;
+    struct pvs_capture *const *captures; /* the switch's, by slot */
     struct pvs_worker_perf perf;
     uint64_t start_cycles, start_ns;
 
@@ -164,19 +170,42 @@ void *pvs_worker_run(void *worker);
 /* Wake it if it sleeps. Called by control after it has put something into the mail (or set `stop`). */
 void pvs_worker_ring_bell(struct pvs_worker *worker);
 
-/* ---- between worker.c, queues.c, forward.c, deliver.c and commands.c ---- */
+/* ---- between worker.c, queues.c, forward.c, deliver.c, seen.c and commands.c ---- */
 
 /*
  * Forward frames that came by a port and one queue, which is the port's own or that of its endpoint, in order, until all are through, the budget is spent, or one has to wait for its
  * receiver (*waiting): nothing of that one was committed, it is to be tried again. How many have left.
  */
 uint32_t pvs_forward_burst(struct pvs_worker *worker, struct pvs_port *port, struct pvs_queue *from,
-                           const struct pvs_frame *frame, uint32_t n, bool *waiting);
+                           struct pvs_frame *frame, uint32_t n, bool *waiting);
 /* Forward a frame of the control plane's. Its port is in the tables. */
 void pvs_forward_injected(struct pvs_worker *worker, struct pvs_frame *frame);
 /* Count frames that came by a port and go nowhere. */
 void pvs_drop_received(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame,
                        uint32_t n, enum pvs_drop why);
+/*
+ * Count and record `n` frames that were dropped: that came by a port, or copies that were to leave by it. `frame` is one of them as far as it
+ * is at hand, or NULL. A copy for a captured port is captured.
+ */
+void pvs_drop_rx(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame,
+                 enum pvs_drop why, uint32_t n);
+void pvs_drop_tx(struct pvs_worker *worker, const struct pvs_port *port, const struct pvs_frame *frame,
+                 enum pvs_drop why, uint32_t n);
+/* Tell the captures of a port, which has some, of a copy as it leaves; or didn't. */
+void pvs_capture_out(struct pvs_worker *worker, const struct pvs_port_view *out, const struct pvs_frame *frame,
+                     enum pvs_drop why);
+/* Tell captures and the recorder of a frame that has been forwarded, whose verdict is the worker's last one, or is malformed. */
+void pvs_saw(struct pvs_worker *worker, const struct pvs_frame *frame);
+/* Tell captures of one that was dropped without a verdict. */
+void pvs_saw_dropped(struct pvs_worker *worker, const struct pvs_frame *frame, enum pvs_drop why);
+/* The next frame, from number `from` on, that pvs_saw is to be told of; n: none of these. */
+static inline uint32_t
+pvs_next_seen(const struct pvs_worker *worker, const struct pvs_port_view *in, uint32_t from, uint32_t n)
+{
+    if (in->capture_in != 0 || worker->recorder.filter != NULL)
+        return from;
+    return worker->recorder.left <= n - from ? from + (uint32_t)worker->recorder.left - 1 : n;
+}
 /* Where a copy goes behind a tunnel: the VLAN that names the network, and a VTEP; 0: all that there are. */
 struct pvs_toward {
     uint16_t vid, vtep;
@@ -197,8 +226,13 @@ void pvs_deliver_to_tunnel(struct pvs_worker *worker, const struct pvs_port_view
 void pvs_tell_too_big(struct pvs_worker *worker, const struct pvs_frame *frame, uint32_t mtu);
 /* Send what waits for tunnels' sockets, and count it. */
 void pvs_tunnels_send(struct pvs_worker *worker);
-/* Frame number `number` of the burst as `edit` makes it: its number among the edited ones. Lists may be written before. */
-uint32_t pvs_edited(struct pvs_worker *worker, uint32_t number, const struct pvs_edit *edit);
+/*
+ * Frame number `number` of the burst, or a variant of it (of the verdict at hand), as `edit` makes it: its number among the edited ones. Lists may be
+ * written before.
+ */
+uint32_t pvs_edited(struct pvs_worker *worker, uint32_t number, uint8_t variant, const struct pvs_edit *edit);
+/* A copy as it leaves; of one that isn't edited, the frame itself. */
+const struct pvs_frame *pvs_copy_of(struct pvs_worker *worker, uint32_t number, const struct pvs_egress *egress);
 /* The list that copies for a port are on, if there is one. */
 static inline struct pvs_destination *
 pvs_destination_of(struct pvs_worker *worker, uint16_t port)

@@ -220,6 +220,30 @@ lab_open(struct lab *lab, const struct lab_conf *conf)
 }
 
 void
+lab_check_records(const struct lab *lab, const pvs_port *port)
+{
+    static struct pvs_record record[PVS_RECORDS];
+    static uint64_t rx[PVS_DROP_COUNT], tx[PVS_DROP_COUNT];
+    struct lab_counters c = lab_counters_of(port);
+
+    memset(rx, 0, sizeof rx);
+    memset(tx, 0, sizeof tx);
+    for (uint32_t w = 0; w < lab->conf.workers; w++) {
+        uint32_t n = pvs_records_read(lab->sw, w, PVS_RECORD_DROPS, 0, record, PVS_RECORDS);
+        if (n != 0 && record[0].number != 0)
+            return;
+        for (uint32_t i = 0; i < n; i++) {
+            CHECK(record[i].kind == PVS_RECORD_RX_DROP || record[i].kind == PVS_RECORD_TX_DROP);
+            CHECK(record[i].drop > PVS_DROP_none && record[i].drop < PVS_DROP_COUNT && record[i].count != 0);
+            if (record[i].port_ref == pvs_port_ref(port))
+                (record[i].kind == PVS_RECORD_RX_DROP ? rx : tx)[record[i].drop] += record[i].count;
+        }
+    }
+    CHECK(memcmp(rx, c.rx_drop, sizeof rx) == 0);
+    CHECK(memcmp(tx, c.tx_drop, sizeof tx) == 0);
+}
+
+void
 lab_close(struct lab *lab)
 {
     uint32_t n = lab->conf.n_ports;
@@ -232,6 +256,7 @@ lab_close(struct lab *lab)
     for (uint32_t i = 0; i < lab->n_uplinks; i++)
         lab_uplink_destroy(lab, i);
     for (uint32_t i = 0; i < n; i++) {
+        lab_check_records(lab, lab->port[i].port);
         CHECK_EQ(pvs_port_destroy(lab->port[i].port), 0);
         pvd_guest_destroy(lab->port[i].guest);
     }

@@ -148,6 +148,8 @@ void lab_check_sizes(const struct lab_counters *counters);
 /* Every frame taken off a ring is received or malformed; what was received left, or was dropped for a reason. */
 void lab_check_port(const struct lab *lab, uint32_t port); /* what of it can be seen at one port */
 void lab_check_sums(const struct lab *lab);
+/* For each direction and reason, the records of a port's drops stand for as many as its counter says; unless some are written over. */
+void lab_check_records(const struct lab *lab, const pvs_port *port);
 
 /* A generator of test data; never 0. */
 uint32_t lab_random(uint64_t *state, uint32_t below);

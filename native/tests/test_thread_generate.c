@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "flow_lab.h"
 #include "reference_device.h"
 #include "test.h"
 
@@ -353,6 +354,32 @@ TEST(thread_generator_rotates_addresses_and_receivers)
     }
 }
 
+/* As the short form and as the general one write and check it: at 64 bytes, and longer. */
+TEST(thread_generator_rotates_ports)
+{
+    for (uint32_t f = 0; f < N_FORMATS; f++) {
+        for (uint32_t i = 0; i < 6; i++) {
+            struct pvd_gen_conf conf = load(i < 3 ? 64 : 200, i % 3);
+            conf.n_tuples = 2001;
+            conf.frames = 2001 + 1999;
+            open_pair(FORMATS[f]);
+            run(&conf);
+            check_whole(&conf, 1);
+            /* Tuple 1998, and its whole IP header: from 10.0.0.1:1001 to 10.0.0.2:1998. */
+            const uint8_t *ip = frame + HDR + 14;
+            CHECK(flow_get16(frame + HDR + 12) == 0x0800 && ip[9] == 17);
+            CHECK_EQ(flow_sum(0, ip, 20), 0xffff);
+            CHECK_EQ(flow_get16(ip + 2), conf.len - 14);
+            CHECK_EQ(flow_get16(ip + 24), conf.len - 34);
+            CHECK_EQ(flow_get16(ip + 20), 1001);
+            CHECK_EQ(flow_get16(ip + 22), 1998);
+            conf.len = 63;
+            CHECK_EQ(pvd_generate(guest[0], &guest[1], 1, &conf, &result), -EINVAL);
+            close_all();
+        }
+    }
+}
+
 TEST(thread_generator_serves_several_flows)
 {
     struct pvd_gen_flow flows[6];
@@ -422,28 +449,33 @@ TEST(thread_generator_counts_frames_out_of_order)
 TEST(thread_generator_sees_changed_bytes)
 {
     static const struct {
-        uint32_t len, flags, level, at, corrupted, foreign;
+        uint32_t len, flags, level, at, corrupted, foreign, n_tuples;
     } CASES[] = {
-        { 1000, 0, 0, 3, 0, 0 },
-        { 1000, 0, 0, 16, 0, 39 },
-        { 1000, 0, 1, 3, 39, 0 },
-        { 1000, 0, 1, 13, 0, 39 },
-        { 1000, 0, 1, 17, 0, 39 },
-        { 1000, 0, 1, 63, 39, 0 },
-        { 1000, 0, 1, 64, 0, 0 },
-        { 1000, 0, 2, 64, 39, 0 },
-        { 1000, 0, 2, 999, 39, 0 },
-        { 60, 0, 1, 59, 39, 0 },
-        { 9000, 0, 2, 2036, 39, 0 },
-        { 9000, 0, 2, 2035, 39, 0 },
-        { 9000, 0, 2, 8999, 39, 0 },
-        { 9000, 0, 1, 60, 39, 0 },
-        { 9000, 0, 1, 70, 0, 0 },
-        { 9000, PVD_GEN_GSO, 1, 30, 39, 0 },
-        { 9000, PVD_GEN_GSO, 1, 103, 39, 0 },
-        { 9000, PVD_GEN_GSO, 1, 104, 0, 0 },
-        { 9000, PVD_GEN_GSO, 2, 104, 39, 0 },
-        { 9000, PVD_GEN_SPLIT_HEADER, 2, 4100, 39, 0 },
+        { 1000, 0, 0, 3, 0, 0, 0 },
+        { 1000, 0, 0, 16, 0, 39, 0 },
+        { 1000, 0, 1, 3, 39, 0, 0 },
+        { 1000, 0, 1, 13, 0, 39, 0 },
+        { 1000, 0, 1, 17, 0, 39, 0 },
+        { 1000, 0, 1, 63, 39, 0, 0 },
+        { 1000, 0, 1, 64, 0, 0, 0 },
+        { 1000, 0, 2, 64, 39, 0, 0 },
+        { 1000, 0, 2, 999, 39, 0, 0 },
+        { 60, 0, 1, 59, 39, 0, 0 },
+        { 9000, 0, 2, 2036, 39, 0, 0 },
+        { 9000, 0, 2, 2035, 39, 0, 0 },
+        { 9000, 0, 2, 8999, 39, 0, 0 },
+        { 9000, 0, 1, 60, 39, 0, 0 },
+        { 9000, 0, 1, 70, 0, 0, 0 },
+        { 9000, PVD_GEN_GSO, 1, 30, 39, 0, 0 },
+        { 9000, PVD_GEN_GSO, 1, 103, 39, 0, 0 },
+        { 9000, PVD_GEN_GSO, 1, 104, 0, 0, 0 },
+        { 9000, PVD_GEN_GSO, 2, 104, 39, 0, 0 },
+        { 9000, PVD_GEN_SPLIT_HEADER, 2, 4100, 39, 0, 0 },
+        { 64, 0, 1, 30, 39, 0, 10 },
+        { 64, 0, 1, 37, 39, 0, 10 },
+        { 64, 0, 1, 49, 0, 39, 10 },
+        { 200, 0, 1, 37, 39, 0, 10 },
+        { 200, 0, 1, 95, 39, 0, 10 },
     };
     for (uint32_t f = 0; f < 2; f++) {
         for (uint32_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
@@ -453,6 +485,7 @@ TEST(thread_generator_sees_changed_bytes)
             wire.at = HDR + CASES[i].at;
             struct pvd_gen_conf conf = load(CASES[i].len, CASES[i].level);
             conf.flags = CASES[i].flags;
+            conf.n_tuples = CASES[i].n_tuples;
             conf.frames = 399;
             /* At level 0 nothing tells which frames are missing: a stall must. */
             conf.stall_ns = conf.level == 0 ? 100000000 : conf.stall_ns;

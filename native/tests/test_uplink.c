@@ -194,17 +194,31 @@ TEST_EACH_RING(uplink_takes_requests_as_they_are)
 }
 
 /* A GSO frame whose headers and payload lie in many parts is put together with
- * its request. */
+ * its request, and is captured so. */
 TEST_EACH_RING(uplink_keeps_the_request_of_a_frame_in_many_parts)
 {
+    static const struct pvs_capture_conf whole = { .snaplen = PVS_MAX_FRAME, .ring_bytes = 1 << 20 };
     struct pvd_layout layout = cuts_from(300, PVD_MAX_CUTS);
+    struct pvs_captured seen;
+    pvs_capture *capture;
+
     open_with(SENDS_ALL, PVS_PACKET, 1);
+    CHECK_EQ(pvs_capture_create(lab.sw, &whole, &capture), 0);
+    lab.uplink[UP].conf.capture_out = 1U << pvs_capture_slot(capture);
+    lab_publish(&lab);
     cook_for(&tcp4, PSEUDO, LAB_FAR(UP), LAB_MAC(0));
     struct virtio_net_hdr header = header_for(&tcp4, &c, 1400);
     CHECK_EQ(pvd_tx(lab.port[0].guest, 0, &header, c.bytes, c.len, &layout), 0);
     pvd_kick(lab.port[0].guest, 1);
     lab_poll(&lab, 2);
+    CHECK_EQ(pvs_capture_next(capture, 0, &seen, got, sizeof got), 1);
+    CHECK_EQ(seen.n_bytes, c.len);
+    CHECK(memcmp(got, c.bytes, c.len) == 0);
+    CHECK(seen.unfinished);
     expect_on_wire(UP, &tcp4, 1400);
+    lab.uplink[UP].conf.capture_out = 0;
+    lab_publish(&lab);
+    pvs_capture_destroy(capture);
     lab_uplink_close(&lab);
 }
 

@@ -129,6 +129,7 @@ tunnel_lab_close(struct tunnel_lab *t)
         tunnel_lab_remove(t);
     if (t->running)
         tunnel_lab_stop(t);
+    lab_check_records(&t->lab, t->endpoint);
     CHECK_EQ(pvs_port_destroy(t->endpoint), 0);
     for (uint32_t i = 0; i < t->lab.conf.n_ports; i++)
         lab_check_port(&t->lab, i);
@@ -186,6 +187,7 @@ tunnel_lab_remove(struct tunnel_lab *t)
 
     lab_publish(&t->lab);
     pvs_tunnel_destroy(t->tunnel[i].tunnel);
+    lab_check_records(&t->lab, t->tunnel[i].port);
     CHECK_EQ(pvs_port_destroy(t->tunnel[i].port), 0);
 }
 

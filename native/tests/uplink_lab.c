@@ -85,6 +85,7 @@ lab_uplink_destroy(struct lab *lab, uint32_t uplink)
 {
     struct lab_uplink *u = &lab->uplink[uplink];
 
+    lab_check_records(lab, u->port);
     CHECK_EQ(pvs_port_destroy(u->port), 0);
     for (uint32_t q = 0; q < LAB_QUEUES; q++) {
         if (!u->open[q])

@@ -12,6 +12,7 @@
 #include <valgrind/callgrind.h>
 
 #include "copy.h"
+#include "tests/flow_lab.h"
 #include "tests/lab.h"
 #include "tests/offload_lab.h"
 #include "tools/tunnel_ends.h"
@@ -20,7 +21,16 @@ enum {
     LATER = 6,
     KICKS_NS = 50000
 }; /* rounds of frames that go through the kernel, which is asked for them as often as that */
-enum { GUESTS = 64, RING = 1024, ROUND_NS = 2000, WARM_UP = 8, BATCHES = 32, MANY_MACS = 65536, PATIENCE = 1000 };
+enum {
+    GUESTS = 64,
+    RING = 1024,
+    ROUND_NS = 2000,
+    WARM_UP = 8,
+    BATCHES = 32,
+    MANY_MACS = 65536,
+    PATIENCE = 1000,
+    FIRST_PORT = 10000
+};
 
 #define FEATURE(bit) (1ULL << (bit))
 #define MRG_RXBUF    FEATURE(PVD_F_MRG_RXBUF)
@@ -37,11 +47,12 @@ struct scenario {
     uint32_t batch;         /* frames posted at once; 0: nothing is sent, and empty polls are counted */
     uint32_t len;           /* bytes of a frame */
     uint32_t rx_buf_size;
-    uint32_t macs;              /* addresses behind guest 1 */
-    uint16_t gso_size;          /* of TCP frames that are not cut yet; 0: plain frames */
-    bool flood, in_turn;        /* to all others: each frame, or one after the other */
-    bool tunnel;                /* guest 1 is on another bridge, behind a VXLAN: both ends of it are counted */
-    uint8_t from_mode, to_mode; /* enum pvs_vlan_mode of guest 0 and of the others; not trunk: with tag 10 */
+    uint32_t macs;                 /* addresses behind guest 1 */
+    uint16_t gso_size;             /* of TCP frames that are not cut yet; 0: plain frames */
+    bool flood, in_turn;           /* to all others: each frame, or one after the other */
+    uint32_t flows, masks, tuples; /* UDP, and so many rules in as many masks, all of which send it to guest 1 */
+    bool tunnel;                   /* guest 1 is on another bridge, behind a VXLAN: both ends of it are counted */
+    uint8_t from_mode, to_mode;    /* enum pvs_vlan_mode of guest 0 and of the others; not trunk: with tag 10 */
 };
 
 static const struct scenario scenarios[] = {
@@ -83,6 +94,14 @@ static const struct scenario scenarios[] = {
       .batch = 64,
       .len = 64,
       .from_mode = PVS_VLAN_ACCESS },
+    { .name = "split mrg 64 B, 1 flow", .guests = 2, .batch = 64, .len = 64, .flows = 1, .masks = 1, .tuples = 1 },
+    { .name = "split mrg 64 B, 1000 flows in 50 masks, 64 concurrent",
+      .guests = 2,
+      .batch = 64,
+      .len = 64,
+      .flows = 1000,
+      .masks = 50,
+      .tuples = 64 },
     { .name = "VXLAN, out and in, 64 B", .guests = 2, .batch = 64, .len = 64, .tunnel = true },
     { .name = "VXLAN, out and in, 1450 B", .guests = 2, .batch = 64, .len = 1450, .tunnel = true },
     { .name = "VXLAN, out and in, GSO 64 KiB",
@@ -101,6 +120,9 @@ enum test_rings test_rings; /* of the lab: each scenario has its own features */
 static struct lab lab; /* without ports of its own */
 static struct lab_port guest[GUESTS];
 static pvs_fdb *far_fdb; /* of the bridge behind a tunnel */
+static struct flow_list flows;
+static pvs_flow_table *flow_table;
+static pvs_port *flow_ports[1]; /* what slot 0 stands for */
 static uint32_t next_frame;
 static uint8_t frame[PVS_MAX_FRAME], got[PVS_MAX_FRAME];
 static struct virtio_net_hdr header;
@@ -124,6 +146,54 @@ ring_start(const struct lab_port *p, uint64_t features, uint32_t ring)
     CHECK_EQ(lab_wait(&lab, pvs_ring_start(p->port, ring, &conf)), 0);
 }
 
+/* Rule k is for tuple k, which its source port tells. Masks differ in how much of the source's MAC they have, the later half has the
+ * destination's address, too; each has a priority of its own. */
+static void
+make_flows(const struct scenario *s)
+{
+    uint32_t counter;
+
+    flows.n_flows = flows.n_actions = 0;
+    for (uint32_t k = 0; k < s->flows; k++) {
+        uint32_t mask = k % s->masks, bits = mask % 25;
+        CHECK_EQ(pvs_flow_counter_add(lab.sw, &counter), 0);
+        flow_begin(&flows, mask, counter);
+        flow_match(&flows, 1, 0, 16, 0x0800);
+        flow_match(&flows, 3, 56, 8, 17);
+        flow_match(&flows, 3, 16, 16, FIRST_PORT + k);
+        flow_match(&flows, 2, 16, bits, LAB_MAC(0) & ((UINT64_C(1) << bits) - 1));
+        if (mask >= 25)
+            flow_match(&flows, 7, 0, 32, 0x0a000000 | (LAB_MAC(1) & 0xff));
+        flow_act(&flows, PVS_ACT_OUTPUT, 0, 0);
+    }
+    if (s->flows != 0)
+        CHECK_EQ(
+            pvs_flow_table_create(lab.sw, flows.flow, flows.n_flows, flows.action, flows.n_actions, 1, &flow_table), 0);
+}
+
+/* That each frame matched a rule. */
+static void
+check_flows(const struct scenario *s, uint32_t frames)
+{
+    uint64_t sum = 0, packets, bytes, used;
+
+    for (uint32_t k = 0; k < flows.n_flows; k++) {
+        pvs_flow_counters_read(lab.sw, &flows.flow[k].counter, 1, &packets, &bytes, &used);
+        CHECK(s->tuples != s->flows || packets > 0);
+        sum += packets;
+        pvs_flow_counter_remove(lab.sw, flows.flow[k].counter);
+    }
+    CHECK_EQ(sum, flows.n_flows == 0 ? 0 : frames);
+}
+
+/* Tuples are spread over the rules. */
+static void
+next_tuple(const struct scenario *s)
+{
+    uint32_t tuple = next_frame++ % s->tuples * (s->flows / s->tuples);
+    lab_udp(frame, LAB_MAC(1), LAB_MAC(0), (uint16_t)tuple, s->len);
+}
+
 static void
 connect_guests(const struct scenario *s, const struct pvd_conf *conf)
 {
@@ -141,6 +211,12 @@ connect_guests(const struct scenario *s, const struct pvd_conf *conf)
         };
     }
     lab.conf.bridge.fdb = lab.fdb;
+    if (s->flows != 0) {
+        flow_ports[0] = guest[1].port;
+        lab.conf.bridge.flows = flow_table;
+        lab.conf.bridge.flow_ports = flow_ports;
+        lab.conf.bridge.n_flow_ports = 1;
+    }
     bridges[0] = bridges[1] = lab.conf.bridge;
     if (s->tunnel) {
         CHECK_EQ(pvs_fdb_create(lab.conf.fdb_limit, lab.conf.aging_s, 1, &far_fdb), 0);
@@ -170,6 +246,8 @@ disconnect_guests(const struct scenario *s)
         pvs_memory_destroy(old);
     }
     CHECK_EQ(lab_wait(&lab, pvs_publish(lab.sw, NULL, 0, NULL, 0)), 0);
+    if (s->flows != 0)
+        pvs_flow_table_destroy(flow_table);
     for (uint32_t i = 0; i < s->guests; i++) {
         CHECK_EQ(pvs_port_destroy(guest[i].port), 0);
         pvd_guest_destroy(guest[i].guest);
@@ -214,6 +292,8 @@ post(const struct scenario *s)
     for (uint32_t i = 0; i < s->batch; i++) {
         if (s->in_turn)
             pvs_mac_store(frame, LAB_MAC(1) + next_frame++ % (s->guests - 1));
+        if (s->tuples != 0)
+            next_tuple(s);
         if (s->macs != 0)
             pvs_mac_store(frame, LAB_MAC(1) + next_frame++ * 40503 % s->macs);
         CHECK_EQ(pvd_tx(guest[0].guest, 0, &header, frame, s->len, &layout), 0);
@@ -316,6 +396,7 @@ run(const struct scenario *s)
     conf.guest.rx_buf_size = s->rx_buf_size != 0 ? s->rx_buf_size : conf.guest.rx_buf_size;
 
     lab_open(&lab, &conf);
+    make_flows(s);
     connect_guests(s, &conf.guest);
     know_addresses(s);
     if (s->batch != 0)
@@ -327,6 +408,7 @@ run(const struct scenario *s)
     CALLGRIND_DUMP_STATS_AT(s->name);
     printf("%u\t%s\n", done, s->name);
     fflush(stdout);
+    check_flows(s, (WARM_UP + BATCHES) * s->batch);
     disconnect_guests(s);
     lab_close(&lab);
 }

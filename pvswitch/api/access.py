@@ -113,7 +113,8 @@ class Access:
             _CALLER.set(caller)
             if caller.role != "write" and request.method not in SAFE_METHODS:
                 raise ApiProblem(403, f"{caller.actor} may only read: use a token with the role write")
-            if request.path in streams:
+            resource = request.match_info.route.resource
+            if resource is not None and resource.canonical in streams:
                 return await handler(request)
             with self._count(tcp="remote" in caller.who):
                 return await handler(request)

@@ -31,7 +31,10 @@ def make_app(
     info: Info,
     access: Access | None = None,
 ) -> web.Application:
-    """Return the application; `server.ApiServer` serves it. It closes `events` when it ends, and so every stream."""
+    """Return the application; `server.ApiServer` serves it.
+
+    When it ends it closes `events` and ends the captures, and so every stream.
+    """
     metrics = Metrics(controller, dataplane, info.version)
     check = (access or Access()).middleware(pages.PUBLIC, frozenset(route.path for route in ROUTES if route.stream))
     app = web.Application(client_max_size=MAX_BODY, middlewares=[audit.middleware(metrics), problem.middleware, check])
@@ -39,6 +42,7 @@ def make_app(
 
     async def end_streams(_: web.Application) -> None:
         events.close()
+        dataplane.captures.end_all()
 
     app.on_shutdown.append(end_streams)
     app.on_response_prepare.append(_add_headers)

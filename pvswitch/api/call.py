@@ -96,11 +96,11 @@ def no_content(call: Call) -> web.Response:
 def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[SwitchConfig], SwitchConfig]:
     """Return an edit for the controller from a change of the document.
 
-    The document is plain but for its ports: those that the change leaves as they are aren't read and judged anew.
+    The document is plain but for its ports and flows: those that the change leaves as they are aren't judged anew.
     """
 
     def edit(config: SwitchConfig) -> SwitchConfig:
-        document = config.model_dump(mode="json", exclude_none=True, exclude={"ports"}) | {"ports": dict(config.ports)}
+        document = config.editable()
         change(document)
         return parse(document)
 
@@ -111,6 +111,8 @@ def merged(target: Any, patch: Any) -> Any:
     """Return `target` changed by a merge patch (RFC 7396): null removes, a mapping is merged, all else replaces."""
     if not isinstance(patch, dict):
         return patch
+    if isinstance(target, BaseModel):
+        target = target.model_dump(mode="json", exclude_none=True)
     result = dict(target) if isinstance(target, dict) else {}
     for key, value in patch.items():
         if value is None:
@@ -166,10 +168,7 @@ async def patch_resource(
     def patch(document: dict[str, Any]) -> None:
         if name not in document[section]:
             raise not_found(section.removesuffix("s"), name)
-        before = document[section][name]
-        if isinstance(before, BaseModel):
-            before = before.model_dump(mode="json", exclude_none=True)
-        document[section][name] = merged(before, changes)
+        document[section][name] = merged(document[section][name], changes)
 
     await call.edit(edited(patch), if_match=tags)
     return reply(show(call, name), etag=call.controller.etag)

@@ -8,10 +8,11 @@ from typing import Any
 from aiohttp import web
 
 from pvswitch.api.call import Call, edited, no_content, put_resource, reply, section_of
+from pvswitch.api.flows import refuse_named
 from pvswitch.api.problem import not_found
 from pvswitch.api.request import page, read_if_match
 from pvswitch.api.schemas import MirrorResource
-from pvswitch.model import Bridge
+from pvswitch.model import Bridge, SwitchConfig
 
 
 def _bridge(call: Call) -> Bridge:
@@ -48,12 +49,17 @@ async def put_mirror(call: Call) -> web.Response:
 
 
 async def delete_mirror(call: Call) -> web.Response:
-    """Remove a mirror."""
+    """Remove a mirror that no flow needs."""
     bridge, name = call.path("br"), call.path("name")
+
+    def checked(config: SwitchConfig) -> SwitchConfig:
+        if bridge in config.bridges:
+            refuse_named(bridge, config.bridges[bridge], "mirror", name)
+        return edited(delete)(config)
 
     def delete(document: dict[str, Any]) -> None:
         if section_of(document, ("bridges", bridge, "mirrors")).pop(name, None) is None:
             raise not_found("mirror", name)
 
-    await call.edit(edited(delete), if_match=read_if_match(call.request))
+    await call.edit(checked, if_match=read_if_match(call.request))
     return no_content(call)

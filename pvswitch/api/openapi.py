@@ -23,6 +23,7 @@ Mode = Literal["validation", "serialization"]
 _PATH_SCHEMAS = {
     "br": {"type": "string", "pattern": NAME_PATTERN, "examples": ["br0"]},
     "name": {"type": "string", "pattern": NAME_PATTERN, "examples": ["vm1"]},
+    "flow": {"type": "string", "minLength": 1, "examples": ["web", "priority=100,tcp,tp_dst=80"]},
     "vid": {"type": "integer", "minimum": 0, "maximum": 4094, "examples": [0]},
     "mac": {
         "type": "string",
@@ -32,6 +33,7 @@ _PATH_SCHEMAS = {
     "n": {"type": "integer", "minimum": 1, "examples": [1]},
     "port": {"type": "string", "pattern": NAME_PATTERN, "examples": ["vx1"]},
     "vni": {"type": "integer", "minimum": 0, "maximum": MAX_GRE_KEY, "examples": [10010]},
+    "id": {"type": "string", "pattern": "^[0-9a-f]{8}$", "examples": ["1f00c0de"]},
     "address": {"type": "string", "examples": ["192.0.2.2", "2001:db8::2"]},
 }
 # The tag of a path is that of the first prefix that fits.
@@ -41,9 +43,15 @@ _TAGS = {
     f"{ROOT}/bridges/{{br}}/fdb": "fdb",
     f"{ROOT}/bridges/{{br}}/vlans": "vlans",
     f"{ROOT}/bridges/{{br}}/mirrors": "mirrors",
+    f"{ROOT}/bridges/{{br}}/trace": "trace",
+    f"{ROOT}/bridges/{{br}}/flows": "flows",
+    f"{ROOT}/bridges/{{br}}/meters": "flows",
     f"{ROOT}/bridges": "bridges",
     f"{ROOT}/ports": "ports",
     f"{ROOT}/tunnels": "tunnels",
+    f"{ROOT}/captures": "captures",
+    f"{ROOT}/drops": "captures",
+    f"{ROOT}/frames": "captures",
     f"{ROOT}/": "switch",
     "/": "process",
 }
@@ -53,9 +61,12 @@ _TAG_TEXTS = {
     "bridges": "Learning switches.",
     "fdb": "The addresses that a bridge knows.",
     "vlans": "Who is in which VLAN of a bridge, and what came into it.",
+    "flows": "What is done with frames that match, and how much of it a second.",
     "mirrors": "Frames that are sent once more, to who watches.",
+    "trace": "What would become of a frame, step by step.",
     "ports": "Where virtual machines and networks are connected.",
     "tunnels": "What tunnels do, and what a control plane tells them; no configuration, and gone with the switch.",
+    "captures": "Frames that pass by ports, live; the last drops, and frames that were sampled.",
     "switch": "Totals, workers, and what happens.",
     "process": "Probes, metrics, this description, pages.",
 }
@@ -67,6 +78,13 @@ _EXAMPLES: dict[str, Any] = {
     "put_port": {"bridge": "br0", "mtu": 9000},
     "patch_port": {"enabled": False},
     "put_fdb": {"port": "vm1"},
+    "put_flow": {
+        "priority": 100,
+        "match": {"in_port": "vm1", "dl_type": "0x0800", "nw_dst": "10.0.0.0/24", "nw_proto": 6, "tp_dst": "80"},
+        "actions": ["set_vlan_vid:20", "output:vm2"],
+    },
+    "change_flows": {"add": ["priority=100,in_port=vm1,ip,nw_dst=10.0.0.0/24,actions=drop"], "delete": []},
+    "put_meter": {"rate_kbps": 10000},
     "put_tunnel_mac": {"remote": "192.0.2.2"},
     "change_tunnel": {
         "add": {
@@ -75,6 +93,8 @@ _EXAMPLES: dict[str, Any] = {
         },
         "remove": {"remotes": [{"vni": 10010, "address": "192.0.2.3"}]},
     },
+    "create_capture": {"ports": ["vm1"], "filter": "arp or port 53", "max_packets": 1000},
+    "trace_frame": {"in_port": "vm1", "fields": {"dl_type": "0x0800", "nw_proto": 6, "tp_dst": 80}},
     "put_mirror": {"select_src_port": ["vm1"], "select_dst_port": ["vm1"], "output_port": "monitor"},
 }
 # path, operation id, summary, content type: what is served beside the table
@@ -143,7 +163,7 @@ def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
         {"name": param.name, "in": "query", "description": param.description, "schema": dict(param.schema)}
         for param in route.query
     ]
-    if route.stream:
+    if route.media == "text/event-stream":
         parameters.append(
             {
                 "name": "Last-Event-ID",
@@ -187,12 +207,13 @@ def _responses(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
     if route.etag or route.edits:
         headers["headers"] = {"ETag": {"description": "of the configuration in force", "schema": {"type": "string"}}}
     responses: dict[str, Any] = {}
-    if route.response is None:
+    if route.response is None and route.stream:
+        responses["200"] = {"description": "OK", "content": {route.media: {"schema": {"type": "string"}}}}
+    elif route.response is None:
         responses["204"] = {"description": "No Content", **headers}
     else:
-        kind = "text/event-stream" if route.stream else "application/json"
-        content = {kind: {"schema": refs[route.response, "serialization"]}}
-        for status in (200, 201) if route.creates else (200,):
+        content = {route.media: {"schema": refs[route.response, "serialization"]}}
+        for status in (201,) if route.makes else (200, 201) if route.creates else (200,):
             phrase = HTTPStatus(status).phrase
             responses[str(status)] = {"description": phrase, "content": content, **headers}
     always = {422}

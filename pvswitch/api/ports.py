@@ -7,6 +7,7 @@ from aiohttp import web
 
 from pvswitch import attach as lines
 from pvswitch.api.call import Call, edited, no_content, patch_resource, put_resource, reply
+from pvswitch.api.flows import refuse_named
 from pvswitch.api.problem import ApiProblem, not_found
 from pvswitch.api.request import page, read_if_match
 from pvswitch.api.schemas import PORT_RESOURCES, Attachment, PortResource, ProblemError
@@ -49,7 +50,7 @@ async def patch_port(call: Call) -> web.Response:
 
 
 async def delete_port(call: Call) -> web.Response:
-    """Remove a port that no static address and no mirror needs."""
+    """Remove a port that no static address, no mirror and no flow needs."""
     name = call.path("name")
 
     def delete(config: SwitchConfig) -> SwitchConfig:
@@ -68,6 +69,7 @@ async def delete_port(call: Call) -> web.Response:
                 f"mirror {mirrors[0]!r} of bridge {bridge!r} names port {name!r}: change or remove it first",
                 [ProblemError(pointer=f"#/bridges/{bridge}/mirrors/{key}", detail="names it") for key in mirrors],
             )
+        refuse_named(bridge, config.bridges[bridge], "port", name)
         return edited(lambda document: document["ports"].pop(name))(config)
 
     await call.edit(delete, if_match=read_if_match(call.request))

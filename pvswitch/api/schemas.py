@@ -13,8 +13,10 @@ from pvswitch.model import (
     Bridge,
     Change,
     ConfigModel,
+    Flow,
     GenevePort,
     GrePort,
+    Meter,
     Mirror,
     PcapPort,
     Revision,
@@ -23,7 +25,7 @@ from pvswitch.model import (
     VxlanPort,
     port_type,
 )
-from pvswitch.state import PortState
+from pvswitch.state import FlowStats, MeterStats, PortState
 from pvswitch.values import MAX_GRE_KEY, HostAddress, Int, Name, UnicastMac, Vid
 
 T = TypeVar("T")
@@ -66,6 +68,57 @@ class BridgeResource(Bridge, Named):
 
 class MirrorResource(Mirror, Named):
     """A mirror's configuration."""
+
+
+class MeterResource(Meter, Named):
+    """A meter's configuration, and what it has counted."""
+
+    stats: Annotated[MeterStats, Field(json_schema_extra={"readOnly": True})]
+
+
+class FlowNamed(BaseModel):
+    """Base of a flow's resource."""
+
+    name: str = Field(description="its own, or its priority and match")
+
+
+class FlowResource(Flow, FlowNamed):
+    """A flow, and what it has counted."""
+
+    stats: Annotated[FlowStats | None, Field(json_schema_extra={"readOnly": True})] = None
+
+
+class FlowText(ConfigModel):
+    """A flow as OVS text."""
+
+    flow: str = Field(description="as for ovs-ofctl add-flow: priority=100,ip,in_port=vm1,actions=drop")
+
+
+class FlowBody(RootModel[Flow | FlowText]):
+    """A flow, as keys or as OVS text."""
+
+
+class NewFlow(Flow):
+    """A flow of a batch; without a name, its priority and match are its name."""
+
+    name: str | None = None
+
+
+class FlowBatch(ConfigModel):
+    """A change of many flows, made as a whole or not at all. First some are removed, then others added or replaced."""
+
+    add: dict[str, Flow | FlowText | str] | list[NewFlow | FlowText | str] | str = Field(
+        default_factory=dict, description="by name, as a list, or OVS text with one in each line"
+    )
+    delete: list[str] = Field(default_factory=list, description="names, or priorities and matches")
+
+
+class FlowChanges(BaseModel):
+    """What a batch has done."""
+
+    added: int
+    changed: int
+    removed: int
 
 
 _State = Annotated[PortState, Field(json_schema_extra={"readOnly": True})]

@@ -3,7 +3,8 @@
 
 Exit status: 0 done, 1 refused, 2 usage, 3 no switch running; what was refused is on stderr. What takes long to
 import is imported where it is used, so that `pvswitch --help` is quick. `switch` has the commands about the whole,
-`resources` those about ports, bridges and addresses, `tunnels` those about what tunnels are told, `ovs` their names in
+`resources` those about ports, bridges and addresses, `flows` those about flows and meters, `tunnels` those about what
+tunnels are told, `captures` the one that writes frames, `trace` says what becomes of one, `ovs` has their names in
 Open vSwitch.
 """
 
@@ -16,15 +17,18 @@ from typing import Annotated
 
 import typer
 
-from pvswitch.cli import ovs, resources, switch, tunnels
+from pvswitch.cli import captures, flows, ovs, resources, switch, trace, tunnels
 from pvswitch.cli.base import Context, Options, app, usage, words
 from pvswitch.errors import PvswitchError
 
-__all__ = ["app", "main", "ovs", "resources", "switch", "tunnels"]
+__all__ = ["app", "captures", "flows", "main", "ovs", "resources", "switch", "trace", "tunnels"]
 
 REFUSED = 1
 NO_SWITCH = 3
 INTERRUPTED = 130  # as a shell reports SIGINT
+
+# In the help the commands about the whole come first, in whatever order modules are imported.
+app.registered_commands.sort(key=lambda command: getattr(command.callback, "__module__", "") != switch.__name__)
 
 
 def main() -> int:

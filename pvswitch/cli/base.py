@@ -19,7 +19,7 @@ from pvswitch.cli import completion
 from pvswitch.errors import FieldError, PvswitchError
 
 if TYPE_CHECKING:
-    from pvswitch.client import ApiError, Client
+    from pvswitch.client import ApiError, AsyncClient, Client
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -85,6 +85,14 @@ def client(context: Context) -> Client:
     made = Client(given.api, token=_token(given.token_file), ca=given.ca)
     context.find_root().call_on_close(made.close)
     return made
+
+
+def async_client(context: Context) -> AsyncClient:
+    """Return the same for a command with an event loop of its own, which closes it."""
+    from pvswitch.client import AsyncClient
+
+    given = options(context)
+    return AsyncClient(given.api, token=_token(given.token_file), ca=given.ca)
 
 
 def _token(file: Path | None) -> str | None:

@@ -39,7 +39,8 @@ def bridges(context: typer.Context, incomplete: str) -> list[str]:
 def shown(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names that `show` takes after its subject."""
     subject = str(context.params.get("subject"))
-    names = {"ports": ports, "stats": ports, "bridges": bridges, "fdb": bridges, "vlans": bridges, "tunnels": tunnels}
+    names = {"ports": ports, "stats": ports, "bridges": bridges, "fdb": bridges, "vlans": bridges}
+    names |= {"tunnels": tunnels, "flows": bridges, "drops": ports, "frames": ports}
     return names.get(subject, _nothing)(context, incomplete)
 
 
@@ -62,6 +63,31 @@ def mirror_keys(incomplete: str) -> list[str]:
     from pvswitch.cli.keys import words
 
     return [word for word in words("mirrors") if word.startswith(incomplete)]
+
+
+def trace_fields(context: typer.Context, incomplete: str) -> list[str]:
+    """Return what can follow in "in_port=vm1,tcp,": ports, shorthands, fields."""
+    from pvswitch.flows.fields import FIELDS, SHORTHANDS
+
+    before, comma, last = incomplete.rpartition(",")
+    if last.startswith("in_port="):
+        words = [f"in_port={name}" for name in ports(context, last.removeprefix("in_port="))]
+    else:
+        words = ["in_port=", *SHORTHANDS, *(f"{name}=" for name in FIELDS)]
+    return [f"{before}{comma}{word}" for word in words if word.startswith(last)]
+
+
+def meter_keys(incomplete: str) -> list[str]:
+    """Return KEY= and KEY=VALUE of a meter."""
+    from pvswitch.cli.keys import words
+
+    return [word for word in words("meters") if word.startswith(incomplete)]
+
+
+def flows(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of the flows of the bridge that stands before."""
+    bridge = str(context.params.get("bridge"))
+    return _names(context, incomplete, lambda client: (flow.name for flow in client.flows(bridge)))
 
 
 def bridge_or_port_keys(context: typer.Context, incomplete: str) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of a port, a bridge and a mirror, read from the model: for KEY=VALUE arguments and their completion."""
+"""The keys of ports, bridges, mirrors and meters, read from the model: for KEY=VALUE arguments and completion."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-Section = Literal["ports", "bridges", "mirrors"]
+Section = Literal["ports", "bridges", "mirrors", "meters"]
 Schema = dict[str, Any]
 
 
 def _models(section: Section) -> list[type[BaseModel]]:
-    from pvswitch.model import PORT_TYPES, Bridge, Mirror
+    from pvswitch.model import PORT_TYPES, Bridge, Meter, Mirror
 
     models: dict[Section, list[type[BaseModel]]] = {
         "ports": [*PORT_TYPES.values()],
         "bridges": [Bridge],
         "mirrors": [Mirror],
+        "meters": [Meter],
     }
     return models[section]
 
 
 @functools.cache
 def keys(section: Section) -> dict[str, Schema]:
-    """Return the JSON schema of each key of a port (`anyOf` its types), of a bridge or of a mirror."""
+    """Return the JSON schema of each key of a port (`anyOf` its types), of a bridge, of a mirror or of a meter."""
     found: dict[str, Schema] = {}
     for model in _models(section):
         for key, schema in model.model_json_schema()["properties"].items():

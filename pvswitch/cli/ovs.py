@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of `ovs-vsctl` and `ovs-appctl` for those who have them in their fingers or scripts (docs/from-ovs.md).
+"""The words of ovs-vsctl, ovs-appctl and ovs-ofctl for who has them in the fingers or in scripts (docs/from-ovs.md).
 
 They are the other commands by another name, and hidden from the help. `--may-exist` and `--if-exists` are taken
 before the command, as in ovs-vsctl, and after it.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pvswitch.cli import completion
+from pvswitch.cli import completion, flows
 from pvswitch.cli.base import BridgeName, Context, Form, Format, NewName, app, client, one_of, options
 from pvswitch.cli.resources import BridgeSettings, add_bridge, add_port
 from pvswitch.errors import PvswitchError
@@ -124,6 +124,24 @@ def fdb_show(context: Context, bridge: BridgeName) -> None:
     for entry in client(context).fdb(bridge):
         age = "static" if entry.age is None else f"{entry.age:3.0f}"
         print(f"{entry.port:>5}  {entry.vid:>4}  {entry.mac}  {age}")
+
+
+@app.command("add-flow", hidden=True)
+def add_flow(context: Context, bridge: BridgeName, text: Annotated[str, typer.Argument(metavar="TEXT")]) -> None:
+    """Add a flow."""
+    flows.add_flows(client(context), bridge, text)
+
+
+@app.command("dump-flows", hidden=True)
+def dump_flows(context: Context, bridge: BridgeName) -> None:
+    """Print a bridge's flows with their counters."""
+    flows.dump_flows(client(context), bridge)
+
+
+@app.command("del-flows", hidden=True)
+def del_flows(context: Context, bridge: BridgeName) -> None:
+    """Remove all flows of a bridge."""
+    client(context).flush_flows(bridge)
 
 
 def _check_bridge(config: SwitchConfig, name: str, bridge: str) -> None:

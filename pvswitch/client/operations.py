@@ -1,58 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every call of the HTTP API, once: its path, its arguments, the model of its answer.
 
-`AsyncClient` and `Client` inherit them; see `pvswitch.client.faces` for how one definition serves both.
+Those about bridges are in `bridge_operations`. `AsyncClient` and `Client` inherit them; see `pvswitch.client.faces` for
+how one definition serves both.
+
 `if_match` is the ETag that the configuration must have for an edit to happen, or "*"; without it a single resource
 is edited whatever the rest looks like.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import AsyncGenerator, Collection, Hashable, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from collections.abc import AsyncGenerator, Collection
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+import aiohttp
 
 from pvswitch.api.schemas import (
     AnyPortResource,
     Attachment,
-    BridgeResource,
     Info,
-    MirrorResource,
     PlanResult,
     PortResource,
     RevisionResource,
     Status,
     Totals,
 )
+from pvswitch.capture_model import CaptureInfo, DropRecord, FrameRecord
+from pvswitch.client.bridge_operations import BridgeOperations
+from pvswitch.client.calls import Body, flag, parse
 from pvswitch.client.events import Event, Place, follow, once
 from pvswitch.client.faces import operation, stream
-from pvswitch.client.paths import ROOT, bridge_path, fdb_path, mirror_path, port_path, tunnel_path
-from pvswitch.client.transport import ANY, Reply, Transport
-from pvswitch.errors import PvswitchError
+from pvswitch.client.paths import (
+    ROOT,
+    capture_path,
+    port_path,
+    tunnel_path,
+)
+from pvswitch.client.transport import ANY
 from pvswitch.model import Revision, SwitchConfig
 from pvswitch.state import (
     ExternalRemote,
-    FdbEntry,
     PortStats,
     QueuePerf,
     Rebalance,
     TunnelChanges,
     TunnelInfo,
     TunnelMac,
-    VlanInfo,
     WorkerPerf,
 )
-from pvswitch.values import ELSEWHERE
 
 __all__ = ["Config", "Operations", "PlanResult"]
 
-MERGE = {"Content-Type": "application/merge-patch+json"}
-
-T = TypeVar("T")
-Body = BaseModel | Mapping[str, Any]
-EntryType = Literal["dynamic", "static", "sticky", "external"]
 EventType = Literal["link", "learned", "moved", "aged", "config", "broken"]
 
 
@@ -63,10 +61,8 @@ class Config(NamedTuple):
     etag: str
 
 
-class Operations:
-    """The calls; `_transport` is where they go."""
-
-    _transport: Transport
+class Operations(BridgeOperations):
+    """The calls."""
 
     # ---- the configuration ----
 
@@ -74,17 +70,17 @@ class Operations:
     async def config(self) -> Config:
         """Return the configuration and its ETag."""
         reply = await self._transport.request("GET", f"{ROOT}/config")
-        return Config(_parse(SwitchConfig, reply.json()), reply.etag or ANY)
+        return Config(parse(SwitchConfig, reply.json()), reply.etag or ANY)
 
     @operation
     async def put_config(self, document: Body, *, if_match: str = ANY, dry_run: bool = False) -> PlanResult:
         """Replace the configuration; return the difference."""
-        return await self._edit(PlanResult, "PUT", f"{ROOT}/config", document, if_match, dry_run=_flag(dry_run))
+        return await self._edit(PlanResult, "PUT", f"{ROOT}/config", document, if_match, dry_run=flag(dry_run))
 
     @operation
     async def patch_config(self, patch: Body, *, if_match: str = ANY, dry_run: bool = False) -> PlanResult:
         """Change what `patch` names, as RFC 7396 has it (null removes); return the difference."""
-        return await self._edit(PlanResult, "PATCH", f"{ROOT}/config", patch, if_match, dry_run=_flag(dry_run))
+        return await self._edit(PlanResult, "PATCH", f"{ROOT}/config", patch, if_match, dry_run=flag(dry_run))
 
     @operation
     async def revisions(self) -> list[Revision]:
@@ -100,98 +96,7 @@ class Operations:
     async def restore(self, number: int, *, if_match: str = ANY, dry_run: bool = False) -> PlanResult:
         """Put the bridges and ports of a revision in force again; return the difference."""
         path = f"{ROOT}/config/revisions/{number}/restore"
-        return await self._edit(PlanResult, "POST", path, None, if_match, dry_run=_flag(dry_run))
-
-    # ---- bridges ----
-
-    @operation
-    async def bridges(self) -> list[BridgeResource]:
-        """Return all bridges."""
-        return await self._pages(BridgeResource, f"{ROOT}/bridges")
-
-    @operation
-    async def bridge(self, name: str) -> BridgeResource:
-        """Return a bridge."""
-        return await self._get(BridgeResource, bridge_path(name))
-
-    @operation
-    async def put_bridge(self, name: str, body: Body, *, if_match: str | None = None) -> BridgeResource:
-        """Make or replace a bridge."""
-        return await self._edit(BridgeResource, "PUT", bridge_path(name), body, if_match)
-
-    @operation
-    async def patch_bridge(self, name: str, patch: Body, *, if_match: str | None = None) -> BridgeResource:
-        """Change a bridge; null is the default again."""
-        return await self._edit(BridgeResource, "PATCH", bridge_path(name), patch, if_match)
-
-    @operation
-    async def delete_bridge(self, name: str, *, if_match: str | None = None) -> None:
-        """Remove a bridge that has no ports."""
-        await self._send("DELETE", bridge_path(name), None, if_match)
-
-    @operation
-    async def vlans(self, bridge: str) -> list[VlanInfo]:
-        """Return the VLANs of a bridge: members and counters."""
-        return await self._pages(VlanInfo, f"{bridge_path(bridge)}/vlans")
-
-    # ---- mirrors ----
-
-    @operation
-    async def mirrors(self, bridge: str) -> list[MirrorResource]:
-        """Return a bridge's mirrors."""
-        return await self._pages(MirrorResource, mirror_path(bridge))
-
-    @operation
-    async def mirror(self, bridge: str, name: str) -> MirrorResource:
-        """Return a mirror."""
-        return await self._get(MirrorResource, mirror_path(bridge, name))
-
-    @operation
-    async def put_mirror(self, bridge: str, name: str, body: Body, *, if_match: str | None = None) -> MirrorResource:
-        """Make or replace a mirror."""
-        return await self._edit(MirrorResource, "PUT", mirror_path(bridge, name), body, if_match)
-
-    @operation
-    async def delete_mirror(self, bridge: str, name: str, *, if_match: str | None = None) -> None:
-        """Remove a mirror."""
-        await self._send("DELETE", mirror_path(bridge, name), None, if_match)
-
-    # ---- addresses ----
-
-    @operation
-    async def fdb(
-        self, bridge: str, *, port: str | None = None, vid: int | None = None, type: EntryType | None = None
-    ) -> list[FdbEntry]:
-        """Return a bridge's addresses; only those that match what is given."""
-        return await self._pages(FdbEntry, fdb_path(bridge), port=port, vid=vid, type=type)
-
-    @operation
-    async def fdb_entry(self, bridge: str, mac: str, *, vid: int = 0) -> FdbEntry:
-        """Return one address."""
-        return await self._get(FdbEntry, fdb_path(bridge, mac, vid))
-
-    @operation
-    async def put_fdb(self, bridge: str, mac: str, port: str, *, vid: int = 0, if_match: str | None = None) -> FdbEntry:
-        """Make or replace a static address."""
-        return await self._edit(FdbEntry, "PUT", fdb_path(bridge, mac, vid), {"port": port}, if_match)
-
-    @operation
-    async def delete_fdb(self, bridge: str, mac: str, *, vid: int = 0, if_match: str | None = None) -> None:
-        """Remove a static address, or forget a learned one."""
-        await self._send("DELETE", fdb_path(bridge, mac, vid), None, if_match)
-
-    @operation
-    async def flush_fdb(
-        self,
-        bridge: str,
-        *,
-        port: str | None = None,
-        vid: int | None = None,
-        type: EntryType = "dynamic",
-        if_match: str | None = None,
-    ) -> None:
-        """Forget the addresses that match; `type="static"` or `type="sticky"` removes those instead."""
-        await self._send("DELETE", fdb_path(bridge), None, if_match, port=port, vid=vid, type=type)
+        return await self._edit(PlanResult, "POST", path, None, if_match, dry_run=flag(dry_run))
 
     # ---- ports ----
 
@@ -318,7 +223,7 @@ class Operations:
     @operation
     async def rebalance(self, *, dry_run: bool = False) -> Rebalance:
         """Move queues to other workers where that helps, or only say which; it takes the second of a measurement."""
-        return await self._edit(Rebalance, "POST", f"{ROOT}/perf/rebalance", None, None, dry_run=_flag(dry_run))
+        return await self._edit(Rebalance, "POST", f"{ROOT}/perf/rebalance", None, None, dry_run=flag(dry_run))
 
     @stream
     async def events(
@@ -337,6 +242,64 @@ class Operations:
         query = {"types": None if types is None else ",".join(types), "follow": "false"}
         async for event in once(self._transport, f"{ROOT}/events", Place(last_event_id), query):
             yield event
+
+    # ---- what was seen ----
+
+    @operation
+    async def captures(self) -> list[CaptureInfo]:
+        """Return the captures."""
+        return await self._pages(CaptureInfo, capture_path())
+
+    @operation
+    async def capture(self, capture: str) -> CaptureInfo:
+        """Return a capture."""
+        return await self._get(CaptureInfo, capture_path(capture))
+
+    @operation
+    async def create_capture(self, body: Body) -> CaptureInfo:
+        """Begin a capture; it waits for its reader, `capture_stream`, for 30 seconds."""
+        return await self._edit(CaptureInfo, "POST", capture_path(), body, None)
+
+    @operation
+    async def delete_capture(self, capture: str) -> None:
+        """End and remove a capture; its reader gets what there is."""
+        await self._send("DELETE", capture_path(capture), None, None)
+
+    @stream
+    async def capture_stream(self, capture: str) -> AsyncGenerator[bytes, None]:
+        """Give the pieces of a capture's pcapng as they come, to its end; frames may be rare."""
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=self._transport.timeout)
+        path = f"{capture_path(capture)}/stream"
+        async with self._transport.open("GET", path, None, None, {}, limit) as response:
+            async for piece in response.content.iter_any():
+                yield piece
+
+    @operation
+    async def drops(
+        self,
+        *,
+        port: str | None = None,
+        bridge: str | None = None,
+        direction: Literal["rx", "tx"] | None = None,
+        reason: str | None = None,
+        limit: int | None = None,
+    ) -> list[DropRecord]:
+        """Return the last drops, newest first."""
+        query = {"port": port, "bridge": bridge, "direction": direction, "reason": reason, "limit": limit}
+        return await self._pages(DropRecord, f"{ROOT}/drops", **query)
+
+    @operation
+    async def frames(
+        self,
+        *,
+        port: str | None = None,
+        bridge: str | None = None,
+        reason: str | None = None,
+        limit: int | None = None,
+    ) -> list[FrameRecord]:
+        """Return the last frames that were sampled, newest first."""
+        query = {"port": port, "bridge": bridge, "reason": reason, "limit": limit}
+        return await self._pages(FrameRecord, f"{ROOT}/frames", **query)
 
     @operation
     async def version(self) -> Info:
@@ -362,58 +325,3 @@ class Operations:
     async def openapi(self) -> dict[str, Any]:
         """Return the description of the API."""
         return dict((await self._transport.request("GET", "/openapi.json")).json())
-
-    # ---- how they are made ----
-
-    async def _send(
-        self, method: str, path: str, body: Body | None, if_match: str | None, **query: str | int | None
-    ) -> Reply:
-        value = body.model_dump(mode="json", exclude_none=True) if isinstance(body, BaseModel) else body
-        headers = dict(MERGE) if method == "PATCH" else {}
-        if if_match is not None:
-            headers["If-Match"] = if_match
-        return await self._transport.request(method, path, body=value, query=query, headers=headers)
-
-    async def _edit(
-        self,
-        model: type[T],
-        method: str,
-        path: str,
-        body: Body | None,
-        if_match: str | None,
-        **query: str | int | None,
-    ) -> T:
-        return _parse(model, (await self._send(method, path, body, if_match, **query)).json())
-
-    async def _get(self, model: type[T], path: str, **query: str | int | None) -> T:
-        return _parse(model, (await self._transport.request("GET", path, query=query)).json())
-
-    async def _pages(self, model: type[T], path: str, **query: str | int | None) -> list[T]:
-        items: list[T] = []
-        while True:
-            page = (await self._transport.request("GET", path, query=query)).json()
-            items += [_parse(model, item) for item in page["items"]]
-            if page["next"] is None:
-                return items
-            query["cursor"] = page["next"]
-
-
-def _flag(value: bool) -> str | None:
-    return "true" if value else None
-
-
-@functools.cache
-def _adapter(model: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(model)
-
-
-def _parse(model: type[T], value: Any) -> T:
-    try:
-        answer: T = _adapter(cast("Hashable", model)).validate_python(value, context=ELSEWHERE)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise PvswitchError(
-            f"the switch's answer can't be read ({place}: {first['msg']}): it is another version than this client"
-        ) from None
-    return answer

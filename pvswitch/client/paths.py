@@ -24,6 +24,23 @@ def mirror_path(bridge: str, name: str | None = None) -> str:
     return collection if name is None else f"{collection}/{quote(name, safe='')}"
 
 
+def flow_path(bridge: str, name: str | None = None) -> str:
+    """Return the path of a bridge's flows, or of one of them."""
+    collection = f"{bridge_path(bridge)}/flows"
+    return collection if name is None else f"{collection}/{quote(name, safe='')}"
+
+
+def meter_path(bridge: str, name: str | None = None) -> str:
+    """Return the path of a bridge's meters, or of one of them."""
+    collection = f"{bridge_path(bridge)}/meters"
+    return collection if name is None else f"{collection}/{quote(name, safe='')}"
+
+
+def capture_path(capture: str | None = None) -> str:
+    """Return the path of the captures, or of one of them."""
+    return f"{ROOT}/captures" if capture is None else f"{ROOT}/captures/{quote(capture, safe='')}"
+
+
 def fdb_path(bridge: str, mac: str | None = None, vid: int = 0) -> str:
     """Return the path of a bridge's addresses, or of one of them."""
     collection = f"{bridge_path(bridge)}/fdb"

@@ -10,6 +10,7 @@ Who may call: `ports.py` and the modules of ports and tunnels, on the event loop
 belong to one `Datapath` and must be closed before it.
 """
 
+from pvswitch.datapath.capture import MAX_CAPTURES, MAX_FILTER, MAX_FRAME, Captured, DatapathCapture, Record
 from pvswitch.datapath.core import (
     COUNTERS,
     DROP_REASONS,
@@ -20,6 +21,17 @@ from pvswitch.datapath.core import (
     now_ns,
 )
 from pvswitch.datapath.fdb import Fdb
+from pvswitch.datapath.flow import (
+    MAX_MASKS,
+    NO_FLOW,
+    FlowCount,
+    FlowCounters,
+    FlowMeter,
+    FlowsView,
+    FlowTable,
+    MeterCount,
+    MeterView,
+)
 from pvswitch.datapath.handles import DatapathHandle, DatapathPort, DatapathUplink, MemoryRegion
 from pvswitch.datapath.records import (
     Event,
@@ -41,13 +53,20 @@ from pvswitch.datapath.vlan import VlanCounters, VlanView
 __all__ = [
     "COUNTERS",
     "DROP_REASONS",
+    "MAX_CAPTURES",
+    "MAX_FILTER",
+    "MAX_FRAME",
+    "MAX_MASKS",
     "MAX_PAIRS",
     "MAX_VTEPS",
     "NEVER",
+    "NO_FLOW",
     "NO_LIMIT",
     "PUNT_REASONS",
     "BridgeView",
+    "Captured",
     "Datapath",
+    "DatapathCapture",
     "DatapathHandle",
     "DatapathPort",
     "DatapathTunnel",
@@ -56,14 +75,22 @@ __all__ = [
     "Event",
     "Fdb",
     "FdbItem",
+    "FlowCount",
+    "FlowCounters",
+    "FlowMeter",
+    "FlowTable",
+    "FlowsView",
     "Limit",
     "MemoryRegion",
+    "MeterCount",
+    "MeterView",
     "MirrorView",
     "Perf",
     "PortCounters",
     "PortView",
     "Punt",
     "QueueStatus",
+    "Record",
     "RingConf",
     "RingStatus",
     "SecurityView",

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from pvswitch.datapath.capture import DatapathCapture, Record, records, set_recorder
 from pvswitch.datapath.core import PUNT_REASONS, broken_reason, check, ffi, format_mac, lib, now_ns
+from pvswitch.datapath.flow import FlowCounters, FlowMeter, FlowTable
 from pvswitch.datapath.handles import DatapathHandle, DatapathPort, DatapathUplink
 from pvswitch.datapath.records import Event, Perf, Punt
 from pvswitch.datapath.tunnel import DatapathTunnel, DatapathVteps, TunnelConf
@@ -123,12 +125,40 @@ class Datapath:
         """Return counters for the VLANs of a bridge."""
         return VlanCounters(self._switch)
 
-    async def command(self, submit: Callable[[], int]) -> int:
-        """Submit a command and wait until every worker has carried it out; return its result."""
+    def flow_table(self, flows: bytes, n_flows: int, actions: bytes, n_actions: int) -> FlowTable:
+        """Return a table of flows, given as the core's arrays; OSError EINVAL, ENOMEM. In any thread."""
+        return FlowTable(self._switch, flows, n_flows, actions, n_actions)
+
+    def flow_counters(self) -> FlowCounters:
+        """Return who gives out counters for flows."""
+        return FlowCounters(self._switch)
+
+    def flow_meter(self) -> FlowMeter:
+        """Return a new meter; OSError ENOMEM."""
+        return FlowMeter(self._switch)
+
+    def capture(self, *, snaplen: int, ring_bytes: int, program: bytes) -> DatapathCapture:
+        """Return a new capture; see `DatapathCapture`."""
+        return DatapathCapture(self._switch, snaplen=snaplen, ring_bytes=ring_bytes, program=program)
+
+    def records(self, worker: int, ring: Literal["drops", "frames"]) -> Iterator[Record]:
+        """Read what a worker's flight recorder holds; iterate over it, newest first."""
+        return records(self._switch, worker, ring)
+
+    async def set_recorder(self, every: int, program: bytes) -> None:
+        """Have one frame of `every` sampled (0: none), of those that pass a filter. OSError EINVAL, ENOMEM."""
+        await self.command(lambda: set_recorder(self._switch, every, program))
+
+    async def command(self, submit: Callable[[], int], keep: object = None) -> int:
+        """Submit a command and wait until every worker has carried it out; return its result.
+
+        `keep` is what the core has until then: it stays when who waits is cancelled.
+        """
         assert self._loop is not None, "attach() or start() first"
         async with self._room:
             seq = check(submit())
             future: asyncio.Future[int] = self._loop.create_future()
+            future.add_done_callback(lambda _: keep)  # holds it; there is nothing to do
             self._pending[seq] = future
             # shielded: a command can't be taken back, and its slot is free only when it has returned
             return check(await asyncio.shield(future))

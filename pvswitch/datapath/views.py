@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pvswitch.datapath.core import ffi
 from pvswitch.datapath.fdb import Fdb
+from pvswitch.datapath.flow import FlowsView
 from pvswitch.datapath.handles import DatapathHandle
 from pvswitch.datapath.tunnel import DatapathTunnel
 from pvswitch.datapath.vlan import VlanCounters, VlanView, vlan_bits, vlan_mode
@@ -73,6 +74,7 @@ class PortView:
     `backpressure_ms`: how long known unicast waits for this port while it is full; 0 = it is dropped.
     `storm`: frames of broadcast, multicast and unknown unicast that come in; `policing`: bytes that come in, `shaping`:
     that go out. `mirror_in`, `mirror_out`: a bit for each mirror of its bridge that wants what comes in, what goes out.
+    `capture_in`, `capture_out`: likewise, of the captures (`DatapathCapture.slot`).
     Of a tunnel: `room`, the largest frame that fits its underlay, 0 = any; `mesh`, those of one number are apart.
     """
 
@@ -92,6 +94,8 @@ class PortView:
     tunnel: DatapathTunnel | None = None
     room: int = 0
     mesh: int = 0
+    capture_in: int = 0
+    capture_out: int = 0
 
     def fill(self, conf: Any, keep: list[Any]) -> None:
         """Write it into a struct pvs_port_conf; `keep` gets what that points to."""
@@ -101,6 +105,8 @@ class PortView:
             conf.tunnel, conf.room, conf.mesh = self.tunnel.tunnel, self.room, self.mesh
         if self.mirror_in or self.mirror_out:
             conf.mirror_in, conf.mirror_out = self.mirror_in, self.mirror_out
+        if self.capture_in or self.capture_out:
+            conf.capture_in, conf.capture_out = self.capture_in, self.capture_out
         if self.storm is not None:
             conf.storm = self.storm
         if self.policing.per_second:
@@ -126,6 +132,7 @@ class BridgeView:
     punt_bpdu: bool = False
     vlans: VlanCounters | None = None  # None: nothing is counted by VLAN
     mirrors: tuple[MirrorView, ...] = ()
+    flows: FlowsView | None = None
 
     def fill(self, conf: Any, keep: list[Any]) -> None:
         """Write it into a struct pvs_bridge_conf; `keep` gets what that points to."""
@@ -139,3 +146,5 @@ class BridgeView:
                 mirror.fill(made[i], keep)
             conf.n_mirrors, conf.mirrors = len(self.mirrors), made
             keep.append(made)
+        if self.flows is not None:
+            self.flows.fill(conf, keep)

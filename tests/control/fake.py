@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from pvswitch.model import PcapPort, SwitchConfig, TunnelPort, VhostUserPort
 from pvswitch.state import (
     ExternalRemote,
     FdbEntry,
+    FlowStats,
     LinkReason,
+    MeterStats,
     PortState,
     PortStats,
     QueueMove,
@@ -30,8 +32,10 @@ from pvswitch.state import (
     WorkerPerf,
     link_message,
 )
+from pvswitch.trace.record import Asked, Step, Traced
 from pvswitch.tunnel_checks import network_numbers
 from pvswitch.tunnel_plane import MacChange, RemoteChange
+from tests.control.fake_captures import FakeCaptures, FakeRecorder
 
 
 @dataclass
@@ -129,11 +133,16 @@ class FakeDataplane:
     config: SwitchConfig = field(default_factory=SwitchConfig)
     learned: dict[str, list[FdbEntry]] = field(default_factory=dict)
     is_ready: bool = True
+    traced: Traced | None = None  # what a trace finds out; None: the frame goes nowhere
+    asked: list[Asked] = field(default_factory=list)
     workers: int = 2
     queue_worker: int = 0  # of vm1's only queue
+    seconds: float = 10.0  # that every flow is there
 
     def __post_init__(self) -> None:
         self.tunnels = FakeTunnels(self)
+        self.captures = FakeCaptures()
+        self.recorder = FakeRecorder()
 
     async def prepare(self, new: SwitchConfig) -> object:
         self.calls.append("prepare")
@@ -222,6 +231,26 @@ class FakeDataplane:
             )
             for vid in sorted(vlan.named(ports.values()))
         ]
+
+    async def trace(self, asked: Asked) -> Traced:
+        self.asked.append(asked)
+        nowhere = (Step("parsed"), Step("taken"), Step("drop", name="no_destination"))
+        return self.traced or Traced("no_destination", None, nowhere, ())
+
+    def flow_stats(self, bridge: str, names: Iterable[str] | None = None) -> dict[str, FlowStats]:
+        flows = self.config.bridges[bridge].flows
+        wanted = flows if names is None else [name for name in names if name in flows]
+        seconds = self.seconds
+        return {name: FlowStats(packets=3, bytes=180, duration=seconds, idle=seconds / 2) for name in wanted}
+
+    def flow_name(self, bridge: str, counter: int) -> str | None:
+        return dict(enumerate(self.config.bridges[bridge].flows)).get(counter)
+
+    def flow_memory(self, bridge: str) -> int:
+        return 100 * len(self.config.bridges[bridge].flows)
+
+    def meter_stats(self, bridge: str, name: str) -> MeterStats:
+        return MeterStats(packets=5, bytes=300, dropped_packets=2, dropped_bytes=120)
 
     def lost(self) -> dict[str, int]:
         return {"events": 3}

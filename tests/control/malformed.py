@@ -96,7 +96,41 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "ageing as text": ({"bridges": {"br0": {"aging_time": "5"}}}, ["bridges.br0.aging_time"], "whole number"),
     "ageing below 0": ({"bridges": {"br0": {"aging_time": -1}}}, ["bridges.br0.aging_time"], "at least 0"),
     "fdb_size": ({"bridges": {"br0": {"fdb_size": 1000001}}}, ["bridges.br0.fdb_size"], "at most 1000000"),
-    "flows": ({"bridges": {"br0": {"flows": {}}}}, ["bridges.br0.flows"], "not available"),
+    "flow's port": (
+        {"bridges": {"br0": {"flows": {"f": "in_port=vm8,actions=output:vm9"}}}},
+        ["bridges.br0.flows.f.match.in_port", "bridges.br0.flows.f.actions[0]"],
+        "there is no port",
+    ),
+    "flow's meter": (
+        {"bridges": {"br0": {"flows": {"f": "actions=meter:m,mirror:w,normal"}}}},
+        ["bridges.br0.flows.f.actions[0]", "bridges.br0.flows.f.actions[1]"],
+        "on this bridge",
+    ),
+    "flow's text": (
+        {"bridges": {"br0": {"flows": {"f": "table=1,actions=drop", "g": {"actions": ["drop"], "match": {"x": 1}}}}}},
+        ["bridges.br0.flows.f.table", "bridges.br0.flows.g.match.x"],
+        "",
+    ),
+    "flow's name": (
+        {"bridges": {"br0": {"flows": {"a b": "actions=drop", "priority=5": "priority=6,actions=drop"}}}},
+        ["bridges.br0.flows.a b", "bridges.br0.flows.priority=5"],
+        "priority=",
+    ),
+    "the same flow": (
+        {"bridges": {"br0": {"flows": {"a": "tcp,actions=drop", "b": "ip,nw_proto=6,actions=normal"}}}},
+        ["bridges.br0.flows.b"],
+        "the priority and the match of flow 'a'",
+    ),
+    "a flow beside a wrong meter": (
+        {"bridges": {"br0": {"meters": {"m": {"rate_pps": 0}}, "flows": {"f": "actions=meter:m,normal"}}}},
+        ["bridges.br0.meters.m.rate_pps"],
+        "at least 1",
+    ),
+    "a flow without actions": (
+        {"bridges": {"br0": {"flows": {"f": {"match": {}, "color": 1}}}}},
+        ["bridges.br0.flows.f.color", "bridges.br0.flows.f.actions"],
+        "",
+    ),
     "static multicast": (
         fdb({"mac": "01:00:5e:00:00:01", "port": "vm1"}),
         ["bridges.br0.fdb[0].mac"],

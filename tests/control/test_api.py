@@ -227,7 +227,7 @@ async def test_the_description_is_valid_and_complete(switch: Switch) -> None:
     assert operations == {(method, path) for method, path in registered if not path.startswith("/static/")}
     text = json.dumps(description)
     assert '"PortResource"' in text
-    assert "tun_id" not in text
+    assert "resubmit" not in text
 
 
 @pytest.mark.parametrize("path", ["/api/v1/ports", "/healthz"])

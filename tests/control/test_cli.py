@@ -195,7 +195,7 @@ async def test_refusals_are_one_line_with_status_1(pv: Command, switch: Switch) 
     "arguments",
     [
         ("frobnicate",),
-        ("show", "flows"),
+        ("show", "frogs"),
         ("show", "--format", "xml"),
         ("port", "set", "vm1", "mtu"),
         ("port", "set", "vm1", "=5"),

@@ -23,7 +23,7 @@ import pytest
 import typer.main
 from ruamel.yaml import YAML
 
-from pvswitch import cli, daemon, demo
+from pvswitch import cli, daemon, demo, pcapng
 from pvswitch.api.tls import Tls
 from pvswitch.client import Event
 from pvswitch.events import BrokenEvent, ResetEvent
@@ -98,6 +98,10 @@ EXAMPLES = [
     Example("tunnel mac del gn 2025 25 52:54:00:00:00:09"),
     Example("tunnel mac del gn 2025 25 52:54:00:00:00:09", "there is no address", 1),
     Example("port set vx on_full=backpressure", "doesn't go with tunnels", 1),
+    Example("trace lab in_port=p1,tcp,tp_dst=80", "verdict dropped: no_destination"),
+    Example("trace lab in_port=gn,tun_id=2025 --tun-src 192.0.2.2 -f json", '"reason": "no_destination"'),
+    Example("trace lab in_port=p1 --frame ffffffffffff5254000000018899", "type 0x8899, 14 bytes"),
+    Example("trace br0 in_port=p1", "there is no port 'p1' on bridge 'br0'", 1),
     Example("port del vx"),
     Example("port del gn"),
     Example("port del gr"),
@@ -140,6 +144,32 @@ EXAMPLES = [
     Example("mirror del watch lab", "there is no mirror 'watch'", 1),
     Example("mirror del rspan nowhere", "there is no bridge 'nowhere'", 1),
     Example("mirror del rspan lab"),
+    Example("meter add slow lab rate_kbps=1000"),
+    Example("meter add slow lab rate_pps=10", "meter slow is there already", 1),
+    Example("meter add odd lab burst_bytes=70000", "needs one of `rate_kbps` and `rate_pps`", 1),
+    Example("show flows", "no flows: every frame is forwarded as `normal` says"),
+    Example("flow add lab priority=9,ip,in_port=p1,nw_dst=10.0.0.0/24,actions=meter:slow,output:p2"),
+    Example("flow add lab priority=1,arp,actions=normal --name arps"),
+    Example("flow add lab tcp,actions=resubmit(,2) --name f", "`resubmit` of Open vSwitch is not available", 1),
+    Example("flow add lab actions=output:p9", "there is no port 'p9'", 1),
+    Example("flow add lab", "give one flow, or a file of them", 2),
+    Example("flow add lab --file {file} --name f", "--name goes with one flow", 2),
+    Example("flow add lab -f {flows}", "added: 2, changed: 0"),
+    Example("flow add lab -f /nowhere/flows", "cannot be read: No such file", 1),
+    Example("flow dump lab", "n_packets=3, n_bytes=180, idle_age=5, name=arps, priority=1,arp actions=NORMAL"),
+    Example("dump-flows lab", "priority=9,ip,in_port=p1,nw_dst=10.0.0.0/24 actions=meter:slow,output:p2"),
+    Example("show flows", "ip,in_port=p1,nw_dst=10.0.0.0/24"),
+    Example("show flows lab -f json", '"actions": ['),
+    Example("meter del slow lab", "names meter 'slow'", 1),
+    Example("flow del lab priority=9,ip,nw_dst=10.0.0.9/24,in_port=p1"),
+    Example("flow del lab priority=9,ip", "there is no flow 'priority=9,ip'", 1),
+    Example("flow flush lab --cookie 0x5/0xf --port p1"),
+    Example("add-flow lab priority=5,tcp,tp_dst=80,actions=drop"),
+    Example("del-flows lab"),
+    Example("flow dump lab"),
+    Example("flow flush lab"),
+    Example("meter del slow lab"),
+    Example("meter del slow lab", "there is no meter 'slow'", 1),
     Example("port set p1 port_security.max_macs=2 port_security.sticky=true storm_control.broadcast_pps=100"),
     Example("port set p1 policing.rate_kbps=1000 shaping.rate_kbps=2000"),
     Example("show ports p1 -f json", '"burst_bytes": 131072'),
@@ -161,6 +191,15 @@ EXAMPLES = [
     Example("rebalance --dry-run -f yaml", "from: 0"),
     Example("rebalance", "1 queue moves\n"),
     Example("rebalance --format json", '"applied": false'),
+    Example("show drops", "vm2   vm1   tx    guest_rx_full"),
+    Example("show drops vm3", "no drops: nothing was dropped yet"),
+    Example("show drops -f json", '"reason": "guest_rx_full"'),
+    Example("show frames vm1", "52:54:00:00:00:01 > ff:ff:ff:ff:ff:ff, type 0x88b5"),
+    Example("show captures", "no captures: make one"),
+    Example("capture vm1 vm2 -w {file}.pcapng --direction in --filter arp --snaplen 96 --count 9 --seconds 9"),
+    Example("capture vm9 -w {file}.pcapng", "ports[0]: there is no port 'vm9'", 1),
+    Example("capture vm1 -w {file}.pcapng --filter nobody", "'nobody' is a name", 1),
+    Example("capture vm1", "name where to write", 2),
     Example("show events", "add ports/p1"),
     Example("show revisions", "add port p1"),
     Example("show revisions 1", "number: 1"),
@@ -216,6 +255,9 @@ EXAMPLES = [
 ]
 
 
+CAPTURED = "capturing on vm1 vm2; Ctrl-C ends it\n0 frames captured, none lost\n"
+
+
 def command_of(line: str) -> tuple[str, list[str]]:
     """Return the command of a line, and the words after it (those before it, too)."""
     words = line.split()
@@ -243,13 +285,18 @@ async def test_the_examples(pv: Command, switch: Switch, tmp_path: Path, monkeyp
     document = switch.controller.config.document()
     document["ports"]["vm2"]["mtu"] = 9000
     file.write_text(json.dumps(document))
+    flows = tmp_path / "flows.txt"
+    flows.write_text("# two of them\ncookie=5,in_port=p1,actions=normal\nudp,actions=drop\n")
+    files = {"{file}": str(file), "{file}.pcapng": f"{file}.pcapng", "{flows}": str(flows)}
     monkeypatch.setattr(daemon, "run", lambda config, **options: print(f"daemon.run({_words(options)})") or 0)
     monkeypatch.setattr("pvswitch.bench.command.main", lambda options: print(options) or 0)
     monkeypatch.setattr(demo, "main", lambda keep: print(f"demo.main({keep})") or 0)
     monkeypatch.setattr("time.sleep", _interrupt)
     monkeypatch.setattr("pvswitch.client.operations.follow", _one_event)
     for example in EXAMPLES:
-        result = await pv(*(str(file) if word == "{file}" else word for word in example.line.split()))
+        captures = switch.dataplane.captures
+        captures.pieces, captures.short = [pcapng.statistics(0, 0, 0, delivered=0, lost=0)], True
+        result = await pv(*(files.get(word, word) for word in example.line.split()))
         status = 130 if "--watch" in example.line else example.status
         said = result.err if example.status else result.out
         assert (result.status, example.said in said) == (status, True), (example, result)
@@ -257,7 +304,7 @@ async def test_the_examples(pv: Command, switch: Switch, tmp_path: Path, monkeyp
             assert result.out == ""
             assert result.err.count("\n") == 1
         elif not example.status:
-            assert result.err == ""
+            assert result.err == ("" if "capture vm1" not in example.line else CAPTURED)
 
 
 def _words(options: dict[str, Any]) -> str:

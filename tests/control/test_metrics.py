@@ -93,6 +93,7 @@ async def test_what_there_is(busy: Switch, openmetrics: bool) -> None:
     assert queues == {"0", "2"}, "queues that have run"
     assert value(found, "pvswitch_fdb_entries", bridge="br0") == 1
     assert value(found, "pvswitch_fdb_limit", bridge="lan") == 8192
+    assert value(found, "pvswitch_flows", bridge="br0") == 0
     assert value(found, "pvswitch_worker_packets_total", worker="0") == 7
     assert value(found, "pvswitch_worker_busy_cycles_total", worker="0") == 700
     assert value(found, "pvswitch_worker_busy_seconds_total", worker="0") == 0.5
@@ -171,3 +172,15 @@ async def test_a_scrape_of_many_ports_lets_others_have_their_turn(
     watcher.cancel()
     assert text.count("pvswitch_port_link_up{") == 1024
     assert 0 < longest <= 2 * metrics_module.SLICE
+
+
+async def test_flows_are_counted_and_meters_told(switch: Switch) -> None:
+    await switch.ask("PUT", f"{V1}/bridges/br0/meters/slow", json={"rate_pps": 10})
+    await switch.ask("POST", f"{V1}/bridges/br0/flows:batch", json={"add": "ip,actions=drop\narp,actions=meter:slow"})
+    text, _ = await scrape(switch)
+    found = samples(parse_text(text))
+    assert value(found, "pvswitch_flows", bridge="br0") == 2
+    assert value(found, "pvswitch_flows_bytes", bridge="br0") == 200
+    assert value(found, "pvswitch_meter_packets_total", bridge="br0", meter="slow") == 5
+    assert value(found, "pvswitch_meter_dropped_packets_total", bridge="br0", meter="slow") == 2
+    assert "pvswitch_flow_" not in text, "no series for each flow"

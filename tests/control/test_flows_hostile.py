@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bodies about flows that nobody means well with: refused with a clear answer, and at once."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.control.conftest import Answer, Switch
+
+BRIDGE = "/api/v1/bridges/br0"
+HALF = "\ud800"  # of a surrogate pair: JSON may hold it, and nothing can encode it
+LONG = "x" * 1_000_000
+
+
+async def put(switch: Switch, body: object) -> Answer:
+    return await switch.ask("PUT", f"{BRIDGE}/flows/f", data=io.BytesIO(json.dumps(body).encode()))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"match": {HALF: 1}, "actions": []},
+        {"match": {"in_port": HALF}, "actions": []},
+        {"match": {"nw_src": HALF, "dl_type": "0x0800"}, "actions": []},
+        {"actions": [HALF, f"output:{HALF}"]},
+        {"actions": [], "cookie": HALF},
+        {"actions": [], HALF: 1},
+        {"flow": f"{HALF}=1,actions={HALF}"},
+    ],
+    ids=str,
+)
+async def test_half_a_surrogate_pair_is_no_text(switch: Switch, body: dict[str, Any]) -> None:
+    answer = await put(switch, body)
+    assert answer.status == 422
+    for add in ([body], {"f": body}, {HALF: body}):
+        answer = await switch.ask("POST", f"{BRIDGE}/flows:batch", json={"add": add})
+        assert answer.status == 422
+    answer = await switch.ask("PUT", "/api/v1/config", json={"bridges": {"br0": {"flows": {HALF: body}}}})
+    assert answer.status in (422, 428)
+
+
+async def test_half_a_surrogate_pair_as_a_name(switch: Switch) -> None:
+    for body in ({"add": {HALF: {"actions": []}}}, {"add": [{"name": HALF, "actions": []}]}, {HALF: 1}):
+        assert (await switch.ask("POST", f"{BRIDGE}/flows:batch", json=body)).status == 422
+    assert (await switch.ask("POST", f"{BRIDGE}/flows:batch", json={"delete": [HALF]})).status == 404
+    for body in ({"in_port": "vm1", "fields": {HALF: HALF}}, {"in_port": HALF, "frame": HALF}):
+        assert (await switch.ask("POST", f"{BRIDGE}/trace", json=body)).status == 422
+    for body in ({"ports": [HALF]}, {"filter": HALF}):
+        assert (await switch.ask("POST", "/api/v1/captures", json=body)).status == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ({"match": {f"a{i}": 1 for i in range(100_000)}, "actions": []}, 1),
+        ({"actions": ["outptu:vm1"] * 100_000}, 1),
+        ({"match": {LONG: 1}, "actions": []}, 1),
+        ({"match": {"nw_src": LONG, "dl_type": "0x0800"}, "actions": [f"output:{LONG}", LONG]}, 3),
+        ({"flow": "a " * 1_000_000}, 1),
+        ({"flow": f"actions={'(' * 1_000_000}"}, 1),
+    ],
+    ids=["fields", "actions", "field", "values", "words", "parentheses"],
+)
+async def test_what_is_far_too_much_isn_t_looked_at(switch: Switch, body: dict[str, Any], errors: int) -> None:
+    answer = await put(switch, body)
+    assert (answer.status, len(answer.body["errors"])) == (422, errors)
+    assert all(len(error["detail"]) < 1000 for error in answer.body["errors"])
+
+
+@pytest.mark.parametrize("name", ["", "a,b", "vm1\n", "vm 1", "-", "x" * 64])
+async def test_a_port_that_can_t_be_one(switch: Switch, name: str) -> None:
+    answer = await put(switch, {"match": {"in_port": name}, "actions": []})
+    assert (answer.status, answer.pointers) == (422, ["#/bridges/br0/flows/f/match/in_port"])
+    assert "must be the name of a port" in answer.body["detail"]
+
+
+async def test_a_port_that_goes_while_a_trace_is_asked_for(switch: Switch) -> None:
+    """What counts is the configuration when all of the question is there."""
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"in_port": "vm1", '
+        assert (await switch.ask("DELETE", "/api/v1/ports/vm1")).status == 204
+        yield b'"frame": "ffffffffffff52540000000108060001"}'
+
+    answer = await switch.ask("POST", f"{BRIDGE}/trace", data=slow(), headers={"Content-Type": "application/json"})
+    assert (answer.status, answer.pointers) == (422, ["#/in_port"])
+    assert switch.dataplane.asked == []
