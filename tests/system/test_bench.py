@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pvswitch.bench.cases import BRIDGE, OVS, PVSWITCH, QEMU_TAP, TESTPMD
 from pvswitch.bench.ovs import VSWITCHD
+from pvswitch.bench.work import BRIDGE, OVS, PVSWITCH, QEMU_TAP, TESTPMD
 from pvswitch.process import command
 from tests.conftest import RequirePeer, missing_peer
 from tests.system.footprint import leftovers

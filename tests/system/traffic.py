@@ -73,16 +73,16 @@ class TcpStream:
 
 
 async def udp_rounds(
-    source: Host, target: Host, address: str, *, rounds: int, datagrams: int, size: int, gso: bool
+    source: Host, target: Host, address: str, *, rounds: int, datagrams: int, size: int, gso: bool, port: int = 7
 ) -> None:
     """Let `source` send rounds of datagrams to `target`, which has `address`: each must come back whole.
 
     No more than one round is in flight, so that no queue overflows however slow the guests are. With `gso` the
-    sender's kernel gets each round in one piece (UDP_SEGMENT).
+    sender's kernel gets each round in one piece (UDP_SEGMENT). `port` is what the sender takes the echo's for.
     """
     await target.check("netstat -uln | grep -q ':7 ' || traffic udp-echo 7 > /tmp/echo 2>&1 &")
     await target.check(LISTENING.format(kind="u", port=7))
-    words = f"traffic udp-ask {address} 7 {rounds} {datagrams} {size} {'gso' if gso else ''}"
+    words = f"traffic udp-ask {address} {port} {rounds} {datagrams} {size} {'gso' if gso else ''}"
     output = await source.check(words, seconds=100)
     assert f"{rounds * datagrams} datagrams there and back" in output
 
