@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from pvswitch.bench.cases import Circle
 from pvswitch.bench.errors import MissingPeer, NotOffered
 from pvswitch.bench.steady import Processors, measure_steady
 from pvswitch.bench.switches import Running, Spent
 from pvswitch.bench.testpmd import Testpmd
+from pvswitch.bench.work import Circle
 from pvswitch.guest import Guest
 from pvswitch.vhost_user.features import Feature
 

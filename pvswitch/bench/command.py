@@ -17,13 +17,14 @@ from rich.console import Console
 
 from pvswitch import __version__
 from pvswitch.bench import judge, plot, report
-from pvswitch.bench.cases import CASES, OVS, PVSWITCH, Case, Circle, select
+from pvswitch.bench.cases import CASES, select
 from pvswitch.bench.errors import BenchError
 from pvswitch.bench.machine import description, hugepages, pick_cpus
 from pvswitch.bench.measure import Bench, run
 from pvswitch.bench.ovs import VSWITCHD
 from pvswitch.bench.results import Results
 from pvswitch.bench.switches import HUGEPAGES
+from pvswitch.bench.work import OVS, PVSWITCH, Case, Circle
 
 ROUNDS = 5
 QUICK_ROUNDS, QUICK_SECONDS = 3, 0.3

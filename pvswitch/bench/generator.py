@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from pvswitch.bench.cases import GSO_SIZE, Frames, Guests
 from pvswitch.bench.errors import BenchError, NotOffered
+from pvswitch.bench.work import GSO_SIZE, Frames, Guests
 from pvswitch.guest import OFFLOAD_FEATURES
 from pvswitch.vhost_user.features import Feature
 
@@ -163,6 +163,7 @@ class Generator:
             "run",
             seconds,
             **_traffic(frames),
+            tuples=frames.tuples,
             level=frames.level,
             window=frames.window,
             rx_pps=frames.rx_pps,

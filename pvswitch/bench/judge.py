@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pvswitch.bench.cases import FIGURES, PVSWITCH, Case
 from pvswitch.bench.results import Results, Turn
 from pvswitch.bench.stats import Summary, Verdict, at_least, at_most, ratios, standing, summary
+from pvswitch.bench.work import FIGURES, PVSWITCH, Case
 
 AGREEMENT = 0.10
 """Two runs agree where their medians differ by no more than this."""

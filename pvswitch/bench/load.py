@@ -163,8 +163,8 @@ def _macs(flow: Flow, *, flood: bool) -> dict[str, Any]:
     return {"dst": BROADCAST if flood else mac(flow.receivers[0]), "src": mac(flow.sender)}
 
 
-def _load(*, macs: int, size: int, gso_size: int, **rest: Any) -> Load:
-    return Load(n_dst=macs, len=size, gso=gso_size > 0, gso_size=gso_size, **rest)
+def _load(*, macs: int, size: int, gso_size: int, tuples: int = 0, **rest: Any) -> Load:
+    return Load(n_dst=macs, n_tuples=tuples, len=size, gso=gso_size > 0, gso_size=gso_size, **rest)
 
 
 async def serve() -> None:

@@ -27,6 +27,11 @@ def cpu_seconds(pid: int) -> float:
     return total / 1e9
 
 
+def resident_bytes(pid: int) -> int:
+    """Return how much memory the process has in use."""
+    return int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def machine_seconds() -> float:
     """Return the CPU seconds that all of the machine has spent (proc(5): user, nice, system, irq, softirq)."""
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]

@@ -16,12 +16,22 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pvswitch.bench import tcp, tunnel_frames, tunnel_tcp, uplink
-from pvswitch.bench.cases import (
+from pvswitch.bench import flow_switches, tcp, tunnel_frames, tunnel_tcp, uplink, watched
+from pvswitch.bench.circle import circle
+from pvswitch.bench.errors import BenchError, MissingPeer, NotOffered
+from pvswitch.bench.generator import Generator, Outcome, faults, total
+from pvswitch.bench.machine import Others, cpu_seconds
+from pvswitch.bench.results import Results, Sample
+from pvswitch.bench.steady import SLICE_SECONDS, Processors, measure_steady
+from pvswitch.bench.streams import Boot, Labs, measure
+from pvswitch.bench.switches import SWITCHES, Running, Spent, Wanted
+from pvswitch.bench.work import (
     FIGURES,
     PVSWITCH,
     Case,
     Circle,
+    FlowBatch,
+    FlowFrames,
     Frames,
     Idle,
     Latency,
@@ -31,19 +41,13 @@ from pvswitch.bench.cases import (
     TunnelFrames,
     TunnelTcp,
     Uplink,
+    Watched,
 )
-from pvswitch.bench.circle import circle
-from pvswitch.bench.errors import BenchError, MissingPeer, NotOffered
-from pvswitch.bench.generator import Generator, Outcome, faults, total
-from pvswitch.bench.machine import Others, cpu_seconds
-from pvswitch.bench.results import Results, Sample
-from pvswitch.bench.steady import SLICE_SECONDS, Processors, measure_steady
-from pvswitch.bench.streams import Boot, Labs, measure
-from pvswitch.bench.switches import SWITCHES, Running, Spent, Wanted
 from pvswitch.errors import PvswitchError
 from pvswitch.vm import MissingTool, build_image, find_qemu
 
 WARM_UP_SECONDS = 0.2
+WARM_UP_LONGEST = 30.0
 Start = Callable[[Wanted], AbstractAsyncContextManager[Running]]
 # A switch that has many addresses to learn may let some go by and take them at their next frame: pvswitch learns 8,192
 # in a second.
@@ -109,7 +113,7 @@ class Turn:
         wrong: tuple[str, ...] = ()
         if outcome is not None:
             work = self.case.work
-            order_owed = not isinstance(work, Frames) or work.macs == 1
+            order_owed = not (isinstance(work, Frames) and work.macs > 1) and not isinstance(work, FlowFrames)
             wrong = tuple(faults(outcome, loss_allowed=self.case.loss_allowed, order_owed=order_owed))
             seen |= {key: value for key, value in vars(outcome).items() if value is not None}
         return Sample(self.case.name, self.switch, self.number, figures, faults=wrong, seen=seen)
@@ -146,6 +150,15 @@ async def _ready(generator: Generator, running: Running, frames: Frames) -> None
     raise BenchError(f"the switch has learned {known} addresses, not the {frames.macs} that were shown to it")
 
 
+async def _warm_up(generator: Generator, frames: Frames) -> None:
+    """Let frames flow for a while, and until each tuple has been seen: a switch may have to look hard at its first."""
+    end, sent = time.monotonic() + WARM_UP_LONGEST, 0
+    while True:
+        sent += (await generator.run(frames, WARM_UP_SECONDS)).sent
+        if sent >= 2 * frames.tuples or time.monotonic() > end:
+            return
+
+
 def _wanted(turn: Turn, frames: Frames) -> Wanted:
     guests = frames.guests
     return Wanted(
@@ -164,7 +177,7 @@ async def _frames(turn: Turn, work: Frames, start: Start | None = None, *, copie
     """Measure frames; of each there are further `copies` for remotes, and cycles are those of such a copy."""
     async with _started(turn, _wanted(turn, work), start) as (running, generator):
         await _ready(generator, running, work)
-        await generator.run(work, WARM_UP_SECONDS)
+        await _warm_up(generator, work)
         others = Others(running.pid, generator.pid, *running.beside)
 
         async def measure_one(seconds: float) -> tuple[Outcome, Spent | None]:
@@ -233,6 +246,31 @@ async def _streams(turn: Turn, labs: Labs) -> list[Sample]:
         return await measure(lab, turn.case.name, turn.switch, turn.number, turn.seconds)
 
 
+async def _watched(turn: Turn, work: Watched) -> list[Sample]:
+    async with _started(turn, _wanted(turn, work.frames), watched.start(work)) as (running, generator):
+        assert isinstance(running, watched.Watch)
+        await _ready(generator, running, work.frames)
+        await generator.run(work.frames, WARM_UP_SECONDS)
+
+        async def measure_one(seconds: float) -> tuple[Outcome, Spent]:
+            await running.begin()
+            outcome = await generator.run(work.frames, seconds)
+            return outcome, await running.spent()
+
+        slices = await measure_steady(turn.bench.processors, measure_one, turn.seconds)
+        faults = await running.faults()
+    counted = total(outcome for outcome, _ in slices.counting)
+    taken = sum(spent.packets for _, spent in slices.counting)
+    figures = {"mpps": counted.mpps, "cycles": sum(spent.cycles for _, spent in slices.counting) / max(1, taken)}
+    sample = turn.sample(figures, total(outcome for outcome, _ in slices.all), **slices.seen, **running.seen)
+    return [replace(sample, faults=(*sample.faults, *faults))]
+
+
+async def _batch(turn: Turn, work: FlowBatch) -> list[Sample]:
+    wanted = Wanted(ports=2, cpu=turn.bench.cpus[0], huge=turn.bench.huge)
+    return [turn.sample(await flow_switches.batch(turn.switch, work, wanted))]
+
+
 async def _idle(turn: Turn, work: Idle) -> list[Sample]:
     frames = Frames(64)
     wanted = Wanted(ports=work.guests, cpu=None, polling="adaptive", huge=turn.bench.huge)
@@ -275,6 +313,12 @@ async def _measure(turn: Turn) -> list[Sample]:
             return await _frames(turn, work.frames, tunnel_frames.pair(turn.switch, work, turn.bench.cpus[1]))
         case TunnelFlood() as work:
             return await _frames(turn, work.frames, tunnel_frames.flood(turn.switch, work), copies=work.remotes)
+        case FlowFrames() as work:
+            return await _frames(turn, work.frames, flow_switches.filled(turn.switch, work))
+        case FlowBatch() as work:
+            return await _batch(turn, work)
+        case Watched() as work:
+            return await _watched(turn, work)
         case Idle() as work:
             return await _idle(turn, work)
         case Silence() as work:

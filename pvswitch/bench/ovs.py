@@ -142,6 +142,14 @@ class Ovs:
         """Add an OpenFlow rule to the bridge, as `ovs-ofctl add-flow` does."""
         await self._call("ovs-ofctl", "add-flow", "br0", flow)
 
+    async def add_flows(self, file: Path) -> None:
+        """Add the OpenFlow rules of a file, all of them or none."""
+        await self._call("ovs-ofctl", "-O", "OpenFlow14", "--bundle", "add-flows", "br0", str(file))
+
+    async def keep_flows(self, count: int) -> None:
+        """Let the switch remember so many flows of traffic from now on; by itself it begins with 10,000, and learns."""
+        await self.appctl("upcall/set-flow-limit", str(count))
+
     async def addresses(self) -> int:
         """Return how many addresses the bridge knows."""
         output = await self.appctl("fdb/stats-show", "br0")

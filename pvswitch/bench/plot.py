@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from pvswitch.bench.cases import BRIDGE, FIGURES, OVS, PVSWITCH, QEMU_TAP, TESTPMD, Case
 from pvswitch.bench.results import Results
 from pvswitch.bench.stats import Summary
+from pvswitch.bench.work import BRIDGE, FIGURES, OVS, PVSWITCH, QEMU_TAP, TESTPMD, Case
 
 COLOURS = {PVSWITCH: "#2563a8", OVS: "#d97b29", TESTPMD: "#8a8a8a", BRIDGE: "#4d8f4d", QEMU_TAP: "#4d8f4d"}
 NAME_WIDTH, BAR_WIDTH, VALUE_WIDTH = 190, 420, 250

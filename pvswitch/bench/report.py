@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pvswitch.bench.cases import FIGURES, PVSWITCH, Case
 from pvswitch.bench.judge import AGREEMENT, Repeat, claims, standings
 from pvswitch.bench.results import Results
 from pvswitch.bench.stats import Verdict
+from pvswitch.bench.work import FIGURES, PVSWITCH, Case
 
 COLOURS = {
     Verdict.MET: "green",

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pvswitch.bench.cases import OVS, PVSWITCH, TESTPMD
 from pvswitch.bench.errors import MissingPeer
 from pvswitch.bench.features import FEATURES, Feature
 from pvswitch.bench.ovs import Ovs
 from pvswitch.bench.testpmd import VhostLoop
+from pvswitch.bench.work import OVS, PVSWITCH, TESTPMD
 from pvswitch.process import SwitchProcess
 
 HUGEPAGES = 1500
@@ -182,24 +182,33 @@ def ovs_running(switch: Ovs, *, client: bool = False) -> Running:
     return _Ovs(switch, client=client)
 
 
-@asynccontextmanager
-async def _pvswitch(wanted: Wanted) -> AsyncIterator[Running]:
+def pvswitch_config(wanted: Wanted) -> dict[str, Any]:
+    """Return pvswitch's configuration."""
     pinned = {} if wanted.cpu is None else {"cpus": [wanted.cpu]}
     feature = Feature() if wanted.feature is None else FEATURES[wanted.feature]
-    config = {
+    return {
         "datapath": {"polling": wanted.polling, **pinned},
         "bridges": {"br0": {"fdb_size": wanted.addresses, **feature.bridge}},
         "ports": {name: {"on_full": wanted.on_full, **feature.ports.get(name, {})} for name in wanted.names},
     }
-    async with SwitchProcess(config) as switch:
+
+
+@asynccontextmanager
+async def _pvswitch(wanted: Wanted) -> AsyncIterator[Running]:
+    async with SwitchProcess(pvswitch_config(wanted)) as switch:
         yield pvswitch_running(switch, wanted.names)
+
+
+def ovs_made(wanted: Wanted) -> Ovs:
+    """Return OVS-DPDK, not started yet."""
+    mtu = 1500 if wanted.gso else max(1500, wanted.frame - ETHERNET)
+    return Ovs(wanted.names, pmd_cpu=wanted.cpu or 0, macs=wanted.addresses, mtu=mtu, tso=wanted.gso)
 
 
 @asynccontextmanager
 async def _ovs(wanted: Wanted) -> AsyncIterator[Running]:
     require_hugepages(OVS, wanted.huge)
-    mtu = 1500 if wanted.gso else max(1500, wanted.frame - ETHERNET)
-    async with Ovs(wanted.names, pmd_cpu=wanted.cpu or 0, macs=wanted.addresses, mtu=mtu, tso=wanted.gso) as switch:
+    async with ovs_made(wanted) as switch:
         for call in (FEATURES[wanted.feature].ovs or ()) if wanted.feature is not None else ():
             await switch.vsctl(*call)
         yield ovs_running(switch, client=wanted.gso)

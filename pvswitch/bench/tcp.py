@@ -12,11 +12,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from pvswitch.bench.cases import BRIDGE, OVS, PVSWITCH
 from pvswitch.bench.errors import MissingPeer
 from pvswitch.bench.linux_bridge import make_bridge
 from pvswitch.bench.streams import BOOT_SECONDS, Boot, Lab, Labs, machine, tap, vhost_user
 from pvswitch.bench.switches import SWITCHES, Wanted
+from pvswitch.bench.work import BRIDGE, OVS, PVSWITCH
 from pvswitch.namespace import Namespace, NamespaceMissing
 
 ADDRESSES = {"vm1": "10.0.0.1", "vm2": "10.0.0.2"}

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pvswitch.bench.cases import OVS, PVSWITCH, TunnelFlood, TunnelFrames
 from pvswitch.bench.ovs_tunnel import OvsHost
 from pvswitch.bench.switches import Running, Spent, Wanted, ovs_running, pvswitch_running, require_hugepages
 from pvswitch.bench.underlay import NOBODY, Hosts, add_sinks, address, datagrams, joined, messages, tunnel
+from pvswitch.bench.work import OVS, PVSWITCH, TunnelFlood, TunnelFrames
 from pvswitch.process import SwitchProcess
 
 Made = AbstractAsyncContextManager[Running]

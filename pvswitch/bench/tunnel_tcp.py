@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from pvswitch.bench.cases import KERNEL, OVS, PVSWITCH
 from pvswitch.bench.errors import MissingPeer
 from pvswitch.bench.linux_bridge import make_bridge
 from pvswitch.bench.ovs_tunnel import OvsHost
 from pvswitch.bench.streams import BOOT_SECONDS, Boot, Lab, Labs, machine, tap, vhost_user
 from pvswitch.bench.switches import require_hugepages
 from pvswitch.bench.underlay import INNER_MTU, VNI, Hosts, address, joined, tunnel
+from pvswitch.bench.work import KERNEL, OVS, PVSWITCH
 from pvswitch.namespace import NamespaceMissing
 from pvswitch.process import SwitchProcess
 

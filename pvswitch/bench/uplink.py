@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from pvswitch.bench.cases import PVSWITCH, QEMU_TAP
 from pvswitch.bench.errors import NotOffered
 from pvswitch.bench.far import FarHost, build_root
 from pvswitch.bench.linux_bridge import make_bridge
 from pvswitch.bench.streams import BOOT_SECONDS, Boot, Lab, Labs, machine, tap, vhost_user
+from pvswitch.bench.work import PVSWITCH, QEMU_TAP
 from pvswitch.namespace import NamespaceMissing
 from pvswitch.process import SwitchProcess
 

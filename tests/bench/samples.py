@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pvswitch.bench.cases import OVS, PVSWITCH, Case, Circle
 from pvswitch.bench.results import Results, Sample
+from pvswitch.bench.work import OVS, PVSWITCH, Case, Circle
 
 
 def case(name: str = "one", **more: object) -> Case:

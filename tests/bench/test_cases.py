@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import pytest
 
-from pvswitch.bench.cases import (
-    CASES,
+from pvswitch.bench.cases import CASES, select
+from pvswitch.bench.errors import BenchError
+from pvswitch.bench.features import FEATURES
+from pvswitch.bench.work import (
     FIGURES,
     NET_HEADER,
     PVSWITCH,
     Case,
     Circle,
+    FlowFrames,
     Frames,
     Idle,
     Latency,
@@ -21,18 +24,16 @@ from pvswitch.bench.cases import (
     TunnelFrames,
     TunnelTcp,
     Uplink,
+    Watched,
     Work,
-    select,
 )
-from pvswitch.bench.errors import BenchError
-from pvswitch.bench.features import FEATURES
 
 NAMES = [case.name for case in CASES]
 
 
 def frames_of(work: Work) -> Frames | None:
     """The frames of a case, if it has any."""
-    if isinstance(work, Latency | TunnelFrames | TunnelFlood):
+    if isinstance(work, Latency | TunnelFrames | TunnelFlood | FlowFrames | Watched):
         return work.frames
     return work if isinstance(work, Frames) else None
 
@@ -57,6 +58,10 @@ def test_the_matrix_is_complete() -> None:
     wanted |= {
         f"tunnel-{way}-{size}{single}" for way in ("out", "in") for size in (64, 1450) for single in ("", "-single")
     }
+    tables = ("0", "1", *(f"{rules}-{masks}m" for rules in (1000, 100_000) for masks in (1, 50)))
+    wanted |= {f"flows-{table}-{tuples}f" for table in tables for tuples in (1, 1000, 100_000)}
+    wanted |= {"flows-batch-0", "flows-batch-100000", *(f"capture-{who}" for who in ("none", "some", "all", "unread"))}
+    wanted |= {f"recorder-{what}{read}" for what in ("forwarded", "dropped") for read in ("", "-read")}
     wanted |= {"tunnel-tcp", *(f"tunnel-replication-{remotes}" for remotes in (1, 10, 100))}
     assert len(NAMES) == len(set(NAMES))
     assert set(NAMES) == wanted
@@ -92,9 +97,9 @@ def test_frames_fit_and_no_ring_can_overflow(name: str, frames: Frames) -> None:
     assert frames.macs == 1 or not frames.flood
 
 
-def test_loss_is_allowed_only_where_receivers_are_overrun_and_drop() -> None:
+def test_loss_is_allowed_only_where_it_is_meant() -> None:
     allowed = {case.name for case in CASES if case.loss_allowed}
-    assert allowed == {"gso-overrun-drop", "gso-slow-drop"}
+    assert allowed == {"gso-overrun-drop", "gso-slow-drop", "recorder-dropped", "recorder-dropped-read"}
 
 
 def test_what_is_quick_needs_neither_qemu_nor_waiting() -> None:
@@ -105,6 +110,10 @@ def test_what_is_quick_needs_neither_qemu_nor_waiting() -> None:
 
 def test_cases_are_chosen_by_patterns_in_their_own_order() -> None:
     assert [case.name for case in select(["macs-*", "64-split"])] == ["64-split", "macs-1", "macs-1024", "macs-65536"]
-    assert select([]) == list(CASES)
+    unusual = [case for case in CASES if not case.usual]
+    assert [case.name for case in unusual if not case.name.startswith("flows-")] == []
+    assert "flows-batch-100000" in [case.name for case in unusual]
+    assert select([]) == [case for case in CASES if case not in unusual]
+    assert select(["flows-100000-50m-1f"])[0] in unusual
     with pytest.raises(BenchError, match=r"No case matches '65-\*': `pvswitch bench --list`"):
         select(["64-split", "65-*"])

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 
-from pvswitch.bench.cases import Guests
 from pvswitch.bench.errors import BenchError
 from pvswitch.bench.generator import Outcome, faults, features, total
 from pvswitch.bench.load import Flow, flows, mac
 from pvswitch.bench.machine import Others, pick_cpus
+from pvswitch.bench.work import Guests
 from pvswitch.vhost_user.features import Feature
 
 GOOD = Outcome(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvswitch.bench.cases import OVS, PVSWITCH, Against
 from pvswitch.bench.judge import claims, repeats, standings
 from pvswitch.bench.stats import Verdict
+from pvswitch.bench.work import OVS, PVSWITCH, Against
 from tests.bench.samples import case, results, samples, two
 
 RATES = st.lists(st.floats(0.1, 100), min_size=3, max_size=3)

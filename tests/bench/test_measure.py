@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from pvswitch.bench import measure
-from pvswitch.bench.cases import BRIDGE, CASES, OVS, PVSWITCH, TESTPMD, Case
+from pvswitch.bench.cases import CASES
 from pvswitch.bench.errors import BenchError, MissingPeer, NotOffered
 from pvswitch.bench.measure import Bench, Turn
 from pvswitch.bench.results import Results, Sample
 from pvswitch.bench.switches import SWITCHES, Wanted
+from pvswitch.bench.work import BRIDGE, OVS, PVSWITCH, TESTPMD, Case
 from tests.bench.samples import case
 
 Behave = Callable[[Turn], None]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pvswitch.bench import plot, report
-from pvswitch.bench.cases import CASES, OVS, PVSWITCH, TESTPMD, Against
+from pvswitch.bench.cases import CASES
 from pvswitch.bench.judge import repeats
 from pvswitch.bench.results import Results, Sample
+from pvswitch.bench.work import OVS, PVSWITCH, TESTPMD, Against
 from tests.bench.samples import case, results, samples, two
 
 

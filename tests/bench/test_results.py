@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pvswitch.bench.cases import OVS, PVSWITCH
 from pvswitch.bench.errors import BenchError
 from pvswitch.bench.results import Results, Sample
 from pvswitch.bench.stats import Summary
+from pvswitch.bench.work import OVS, PVSWITCH
 from tests.bench.samples import results, samples
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

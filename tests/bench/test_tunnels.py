@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pvswitch.bench import tunnel_frames, tunnel_tcp
-from pvswitch.bench.cases import CASES, PVSWITCH, TunnelFlood, TunnelFrames, TunnelTcp, select
+from pvswitch.bench.cases import CASES, select
 from pvswitch.bench.errors import NotOffered
 from pvswitch.bench.machine import pick_cpus
 from pvswitch.bench.measure import Bench, Turn, _measure, _shares
@@ -27,6 +27,7 @@ from pvswitch.bench.underlay import (
     messages,
     tunnel,
 )
+from pvswitch.bench.work import PVSWITCH, TunnelFlood, TunnelFrames, TunnelTcp
 from pvswitch.namespace import Namespace
 from pvswitch.process import SwitchProcess
 from tests.conftest import RequirePeer, missing_peer
