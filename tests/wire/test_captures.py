@@ -196,6 +196,7 @@ async def test_a_reader_that_does_not_read_loses_frames_and_slows_nobody(
         await capture.read()
         await until(lambda: capture.tally().packets == sent - info.lost, "what the rings held")
         await a.send(frame(BROADCAST, a.mac, 60))
+        await reach(switch, "a", {"rx_packets": before + sent + 1})
         found = await capture.end()
     tally = capture.tally()
     assert (tally.packets, tally.lost) == (sent - info.lost + 1, info.lost)
