@@ -84,7 +84,7 @@ check_edited(const struct pvs_frame *frame, const struct pvs_egress *egress)
 {
     static struct pvs_frame edited;
     struct pvs_seg seg;
-    const struct pvs_edit *edit = pvs_verdict_edit(&verdict, egress);
+    const struct pvs_edit *edit = pvs_verdict_edit(&verdict, egress->form);
     bool into_vlan = egress->form >= 2 * PVS_FORMS;
 
     require(egress->form < 3 * PVS_FORMS);
