@@ -22,28 +22,27 @@ copy_first(uint8_t *to, const struct pvs_frame *frame, uint32_t len)
     }
 }
 
-bool
+void
 pvs_capture_put(struct pvs_capture *capture, uint32_t worker, const struct pvs_frame *frame,
                 struct pvs_captured *captured)
 {
     struct pvs_spool *spool = &capture->of[worker].spool;
 
     if (!pvs_filter_passes(capture->filter, frame))
-        return false;
+        return;
     captured->len = frame->len;
     captured->n_bytes = frame->len < capture->snaplen ? frame->len : capture->snaplen;
     uint8_t *place = pvs_spool_reserve(spool, (uint32_t)sizeof *captured + captured->n_bytes);
     if (place == NULL) {
         pvs_count(&capture->of[worker].lost, 1);
         capture->of[worker].lost_before++;
-        return false;
+        return;
     }
     captured->lost = capture->of[worker].lost_before;
     capture->of[worker].lost_before = 0;
     memcpy(place, captured, sizeof *captured);
     copy_first(place + sizeof *captured, frame, captured->n_bytes);
     pvs_spool_commit(spool, (uint32_t)sizeof *captured + captured->n_bytes);
-    return true;
 }
 
 int

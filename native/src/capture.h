@@ -28,8 +28,9 @@ struct pvs_capture {
     } of[PVS_MAX_WORKERS];
 };
 
-/* Put a frame in, if it passes the filter; its lengths, and what was lost, are filled in. False: it isn't in. */
-bool pvs_capture_put(struct pvs_capture *capture, uint32_t worker, const struct pvs_frame *frame,
+/* Put a frame in, if it passes the filter; its lengths, and what was lost, are filled in. Nobody is woken:
+ * a reader looks from time to time, and a system call for each burst would cost the traffic more than the copies. */
+void pvs_capture_put(struct pvs_capture *capture, uint32_t worker, const struct pvs_frame *frame,
                      struct pvs_captured *captured);
 
 #endif

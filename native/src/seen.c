@@ -94,7 +94,7 @@ capture(struct pvs_worker *w, uint32_t slots, const struct pvs_frame *frame, con
 {
     for (; slots != 0; slots &= slots - 1) {
         struct pvs_captured captured = *what; /* each fills in its own lengths */
-        w->wake_control |= pvs_capture_put(w->captures[__builtin_ctz(slots)], w->index, frame, &captured);
+        pvs_capture_put(w->captures[__builtin_ctz(slots)], w->index, frame, &captured);
     }
 }
 
