@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+# Here, since a test of any folder may be the first to import them.
+pytest.register_assert_rewrite("tests.wire.lab", "tests.wire.offloads", "tests.wire.tunnels")
 
 RequirePeer = Callable[..., str]
 
@@ -31,3 +36,10 @@ def require_peer() -> RequirePeer:
         return found
 
     return require
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Give a folder for programs that make sockets in folders of their own there: a path of theirs has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="pvt-") as folder:
+        yield Path(folder)

@@ -10,11 +10,8 @@ import pytest
 import pytest_asyncio
 
 from pvswitch.process import SwitchProcess
-
-pytest.register_assert_rewrite("tests.wire.lab", "tests.wire.offloads", "tests.wire.tunnels")
-
-from tests.system.conftest import running_switch  # noqa: E402
-from tests.wire.lab import POLLING  # noqa: E402
+from tests.system.conftest import running_switch
+from tests.wire.lab import POLLING
 
 CONFIG = {
     "bridges": {"br0": {}},
