@@ -17,8 +17,10 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -69,10 +71,17 @@ def run(config_path: Path | None = None, *, resume: bool = False, verbose: bool 
 async def serve(config: SwitchConfig, config_path: Path | None, *, resume: bool = False) -> None:
     """Serve `config` until SIGTERM or SIGINT. Raises PvswitchError when the start fails."""
     _raise_descriptor_limit()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=_name_helper))
     with _Signals() as signals, Revisions(config.state_dir) as revisions:
         if resume:
             config = _resumed(revisions, config, config_path)
         await _serve(config, config_path, revisions, signals)
+
+
+def _name_helper() -> None:
+    """Give a thread that waits for disks and the like a name, by which `top -H` tells it from the event loop's."""
+    with suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("pvs-helper")
 
 
 async def _serve(config: SwitchConfig, config_path: Path | None, revisions: Revisions, signals: _Signals) -> None:

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Counts that must be as before when a front end is gone. `guest_maps` are the mappings of memfds."""
+    """Counts that must be as before when a front end is gone. `guest_maps` are the mappings of memfds.
+
+    `threads` are those but for the switch's helpers, a pool that grows when it likes and has its bound.
+    """
 
     fds: int
     threads: int
@@ -23,10 +27,18 @@ def footprint(pid: int) -> Footprint:
     maps = (process / "maps").read_text().splitlines()
     return Footprint(
         fds=sum(1 for _ in (process / "fd").iterdir()),
-        threads=sum(1 for _ in (process / "task").iterdir()),
+        threads=_threads(process),
         maps=len(maps),
         guest_maps=sum("/memfd:" in line for line in maps),
     )
+
+
+def _threads(process: Path) -> int:
+    found = 0
+    for task in (process / "task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found += (task / "comm").read_text() != "pvs-helper\n"
+    return found
 
 
 def leftovers(folder: Path) -> list[str]:

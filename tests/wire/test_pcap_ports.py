@@ -380,7 +380,7 @@ async def test_files_of_no_use_are_refused_and_nothing_is_left(switch: SwitchPro
     assert names(tmp_path) == files
     for settings in ({}, {"read": good, "write": good}, {"read": "a.pcap"}, {"read": good, "speed": -1}):
         await put(switch, "f", (422,), **settings)
-    await until_holds(switch.pid, (before[0], held(switch.pid)[1], before[2]))
+    await until_holds(switch.pid, before)
     assert (await switch.request("GET", "/api/v1/ports/f"))[0] == 404
 
 
