@@ -56,7 +56,7 @@ instructions:
 	scripts/instruction-counts
 
 test-py: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: build
 	$(BIN)/ruff check . $(SCRIPTS)

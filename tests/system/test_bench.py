@@ -68,9 +68,9 @@ def require_hugepages() -> None:
         missing_peer("hugepages are reserved by root: run the tests as root")
 
 
-async def test_pvswitch_alone_loses_nothing(tmp_path: Path) -> None:
+async def test_pvswitch_alone_loses_nothing(short_path: Path) -> None:
     require_two_cpus()
-    run = await bench(tmp_path, ["64-split-mrg"], [PVSWITCH])
+    run = await bench(short_path, ["64-split-mrg"], [PVSWITCH])
     assert run.status == 0, run.output
     assert set(run.document) == DOCUMENT
     assert "64-split-mrg" in run.output
@@ -86,29 +86,29 @@ async def test_pvswitch_alone_loses_nothing(tmp_path: Path) -> None:
     "case",
     ["64-packed-mrg", "1518-split-mrg-L2", "9000-split-mrg-L2", "gso-split-mrg", "ports-8", "flood-7", "macs-1024"],
 )
-async def test_every_kind_of_frame_case_loses_nothing(tmp_path: Path, case: str) -> None:
+async def test_every_kind_of_frame_case_loses_nothing(short_path: Path, case: str) -> None:
     require_two_cpus()
-    run = await bench(tmp_path, [case], [PVSWITCH], seconds=0.2)
+    run = await bench(short_path, [case], [PVSWITCH], seconds=0.2)
     assert run.status == 0, run.output
     (sample,) = run.samples(case, PVSWITCH)
     assert sample["faults"] == []
     assert {sample["seen"][key] for key in LOSSLESS} == {0}
 
 
-async def test_latency_is_told_at_a_share_of_the_full_rate(tmp_path: Path) -> None:
+async def test_latency_is_told_at_a_share_of_the_full_rate(short_path: Path) -> None:
     require_two_cpus()
-    run = await bench(tmp_path, ["latency-10"], [PVSWITCH])
+    run = await bench(short_path, ["latency-10"], [PVSWITCH])
     assert run.status == 0, run.output
     (sample,) = run.samples("latency-10", PVSWITCH)
     assert 0 < sample["figures"]["p50_us"] <= sample["figures"]["p99_us"]
 
 
-async def test_peers_take_their_turns(tmp_path: Path, require_peer: RequirePeer) -> None:
+async def test_peers_take_their_turns(short_path: Path, require_peer: RequirePeer) -> None:
     require_two_cpus()
     require_hugepages()
     require_peer("dpdk-testpmd", package="dpdk-dev")
     require_peer(VSWITCHD, package="openvswitch-switch-dpdk")
-    run = await bench(tmp_path, ["64-split-mrg", "testpmd-64-split"])
+    run = await bench(short_path, ["64-split-mrg", "testpmd-64-split"])
     assert not run.document["missing"]
     for case in ("64-split-mrg", "testpmd-64-split"):
         rates = [run.samples(case, switch)[0]["figures"]["mpps"] for switch in (PVSWITCH, OVS, TESTPMD)]
@@ -117,15 +117,15 @@ async def test_peers_take_their_turns(tmp_path: Path, require_peer: RequirePeer)
     assert OVS in run.document["versions"] or "ovs-vswitchd" in str(run.document["versions"])
 
 
-async def test_a_missing_peer_is_named_and_the_rest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_peer_is_named_and_the_rest_runs(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path on which there is neither testpmd nor Open vSwitch, only what any switch needs."""
     require_two_cpus()
-    tools = tmp_path / "tools"
+    tools = short_path / "tools"
     tools.mkdir()
     for name in ("setpriv", "ip"):
         (tools / name).symlink_to(f"/usr/bin/{name}")
     monkeypatch.setenv("PATH", f"{tools}:{Path(sys.executable).parent}")
-    run = await bench(tmp_path, ["64-split-mrg"], [PVSWITCH, TESTPMD], seconds=0.1)
+    run = await bench(short_path, ["64-split-mrg"], [PVSWITCH, TESTPMD], seconds=0.1)
     assert run.status == 0, run.output
     assert [*run.document["missing"]] == [TESTPMD]
     assert f"{TESTPMD} is not in here: " in run.output
@@ -134,12 +134,12 @@ async def test_a_missing_peer_is_named_and_the_rest_runs(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(("case", "peer"), [("tcp", BRIDGE), ("uplink", QEMU_TAP)])
 async def test_streams_between_guests_and_to_the_host(
-    require_peer: RequirePeer, qemu: str, tmp_path: Path, case: str, peer: str
+    require_peer: RequirePeer, qemu: str, short_path: Path, case: str, peer: str
 ) -> None:
     require_peer("iperf3", package="iperf3")
     if os.geteuid() != 0:
         missing_peer("the peers' taps need a network namespace: run the tests as root")
-    run = await bench(tmp_path, [case], [PVSWITCH, peer], seconds=1)
+    run = await bench(short_path, [case], [PVSWITCH, peer], seconds=1)
     assert run.status == 0, run.output
     for switch in (PVSWITCH, peer):
         both = run.samples(case, switch)
@@ -148,9 +148,9 @@ async def test_streams_between_guests_and_to_the_host(
     assert peer in run.output
 
 
-async def test_an_idle_switch_and_its_first_frame(tmp_path: Path) -> None:
+async def test_an_idle_switch_and_its_first_frame(short_path: Path) -> None:
     require_two_cpus()
-    run = await bench(tmp_path, ["idle-cpu", "silence-*"], seconds=1)
+    run = await bench(short_path, ["idle-cpu", "silence-*"], seconds=1)
     assert run.status == 0, run.output
     assert run.samples("idle-cpu", PVSWITCH)[0]["figures"]["cpu"] >= 0
     for polling in ("busy", "adaptive"):

@@ -78,11 +78,11 @@ class Demo:
         self._process.send_signal(signal.SIGINT)
 
 
-async def test_guests_uplink_and_pages(require_peer: RequirePeer, qemu: str, tmp_path: Path) -> None:
+async def test_guests_uplink_and_pages(require_peer: RequirePeer, qemu: str, short_path: Path) -> None:
     require_peer("iperf3", package="iperf3")
     if os.geteuid() != 0:
         missing_peer("an uplink needs a network namespace: run the tests as root")
-    async with Demo(tmp_path) as demo, aiohttp.ClientSession() as session:
+    async with Demo(short_path) as demo, aiohttp.ClientSession() as session:
         api = await demo.until(r"API: (\S+) and")
         docs = await demo.until(r"docs page: (\S+)")
         for url in (f"{api}/ports", docs):
@@ -97,23 +97,23 @@ async def test_guests_uplink_and_pages(require_peer: RequirePeer, qemu: str, tmp
     assert "The guests talked" in demo.output
 
 
-async def test_without_root_there_is_no_uplink(qemu: str, tmp_path: Path) -> None:
-    async with Demo(tmp_path, UNPRIVILEGED) as demo:
+async def test_without_root_there_is_no_uplink(qemu: str, short_path: Path) -> None:
+    async with Demo(short_path, UNPRIVILEGED) as demo:
         assert await demo.until(r"(No uplink here: .* root)")
         assert await demo.ended() == 0, demo.output
     assert "the host" not in demo.output
     assert "The guests talked" in demo.output
 
 
-async def test_without_qemu_driver_guests_talk(tmp_path: Path) -> None:
-    async with Demo(tmp_path, PVSWITCH_QEMU="no-such-program") as demo:
+async def test_without_qemu_driver_guests_talk(short_path: Path) -> None:
+    async with Demo(short_path, PVSWITCH_QEMU="no-such-program") as demo:
         assert await demo.ended() == 0, demo.output
     assert "Two driver guests (no VM)" in demo.output
     assert "The guests talked" in demo.output
 
 
-async def test_ctrl_c_ends_it_early(qemu: str, tmp_path: Path) -> None:
-    async with Demo(tmp_path) as demo:
+async def test_ctrl_c_ends_it_early(qemu: str, short_path: Path) -> None:
+    async with Demo(short_path) as demo:
         await demo.until(r"(docs page)")
         demo.interrupt()
         await demo.ended(30)
