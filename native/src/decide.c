@@ -162,11 +162,11 @@ forward(const struct pvs_frame *frame, const struct pvs_tables *tables, const st
     }
 }
 
-/* Is a tunnel's frame from one of its remotes, if it asks for that? */
+/* Is a tunnel's frame from a remote of the network that it came by, if that is asked for? Its tags don't matter. */
 static bool
-takes_sender(const struct pvs_frame *frame, struct pvs_tunnel *tunnel, const struct pvs_vlan_place *place)
+takes_sender(const struct pvs_frame *frame, struct pvs_tunnel *tunnel)
 {
-    struct pvs_segment *segment = pvs_tunnel_segment(tunnel, place->vid);
+    struct pvs_segment *segment = pvs_tunnel_segment(tunnel, frame->vid);
 
     return segment != NULL && pvs_tunnel_takes(tunnel, segment, frame->vtep);
 }
@@ -195,7 +195,7 @@ let_in(const struct pvs_frame *frame, const struct pvs_port_view *in, bool enter
         drop = PVS_DROP_mirror_output;
     } else if (!entered) {
         drop = PVS_DROP_vlan_filtered;
-    } else if (in->tunnel != NULL && !frame->injected && !takes_sender(frame, in->tunnel, &v->place)) {
+    } else if (in->tunnel != NULL && !frame->injected && !takes_sender(frame, in->tunnel)) {
         drop = PVS_DROP_unknown_vtep;
     } else if (in->security != NULL && !frame->injected && !pvs_security_allows(in->security, frame)) {
         drop = PVS_DROP_port_security;

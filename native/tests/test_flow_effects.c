@@ -292,7 +292,7 @@ static struct tunnel_lab t;
 static pvs_port *tunnel_slots[3];
 
 static void
-open_tunnel(bool mapped)
+open_tunnel_as(bool mapped, bool learning)
 {
     struct lab_conf conf = lab_conf_default(2);
     struct tunnel_lab_conf kind = { .kind = PVS_VXLAN };
@@ -305,6 +305,7 @@ open_tunnel(bool mapped)
         tunnel_slots[i] = t.lab.port[i].port;
     }
     struct pvs_tunnel_conf tunnel = tunnel_lab_tunnel(&t, mapped ? 2 : 1, segment);
+    tunnel.learning = learning;
     CHECK_EQ(tunnel_lab_add_conf(&t, &tunnel), 0);
     for (uint32_t i = 0; i < tunnel.n_segments; i++)
         tunnel_lab_flood(&t, 0, i, i + 1);
@@ -318,6 +319,12 @@ open_tunnel(bool mapped)
     CHECK_EQ(pvs_flow_counter_add(t.lab.sw, &counter[0]), 0);
     begin_anew();
     flow_begin(&list, 1, counter[0]);
+}
+
+static void
+open_tunnel(bool mapped)
+{
+    open_tunnel_as(mapped, true);
 }
 
 static void
@@ -393,5 +400,29 @@ TEST(flows_know_the_network_that_a_frame_came_by)
     uint64_t packets, bytes, used;
     pvs_flow_counters_read(t.lab.sw, counter, 1, &packets, &bytes, &used);
     CHECK_EQ(packets, 1);
+    close_tunnel();
+}
+
+/* A mapped network's frames have no tag; flows may want one that has, and it is from that network's remotes all the same. */
+TEST(a_tag_in_a_mapped_network_says_nothing_of_its_sender)
+{
+    static const uint16_t tags[] = { 10, 20, 30 }; /* its own VLAN, another network's, and nobody's */
+
+    open_tunnel_as(true, false);
+    flow_match(&list, 0, 32, 32, 2);
+    output(1);
+    apply_tunnel();
+    for (uint32_t i = 0; i < 3; i++) {
+        lab_frame(frame, LAB_MAC(1), LAB_MAC(77), LEN, i);
+        flow_put16(frame + 12, ETHERTYPE_8021Q);
+        flow_put16(frame + 14, tags[i]);
+        far_send(&t, 1, 100, frame, LEN); /* who is in network 200 only */
+        lab_poll(&t.lab, 3);
+        lab_expect_nothing(&t.lab, 1);
+        CHECK_EQ(tunnel_lab_counters(&t, 0).rx_drop[PVS_DROP_unknown_vtep], i + 1);
+        far_send(&t, 0, 100, frame, LEN);
+        lab_poll(&t.lab, 3);
+        lab_expect(&t.lab, 1, frame, LEN);
+    }
     close_tunnel();
 }
