@@ -305,8 +305,9 @@ sum_is_apart(const struct pvs_frame *frame, const struct pvs_layers *l)
 {
     uint32_t at = (uint32_t)frame->request.csum_start + frame->request.csum_offset, l3 = frame->parsed.l3_offset;
 
-    if (l->dl_type == ETHERTYPE_8021Q || l->dl_type == ETHERTYPE_8021AD) /* a third tag, which may become the second */
-        return at >= l3 + PVS_VLAN_HLEN;
+    /* a third tag may become the second one; or, where two are taken off, the first, and then there may be one behind it */
+    if (l->dl_type == ETHERTYPE_8021Q || l->dl_type == ETHERTYPE_8021AD)
+        return at >= l3 + 2 * PVS_VLAN_HLEN;
     if (frame->parsed.ethertype < 0x0600 && at < l3 + LLC_SNAP)
         return false;
     if (l->dl_type == PVS_ETHERTYPE_ARP || l->dl_type == PVS_ETHERTYPE_RARP)
