@@ -12,12 +12,12 @@ pvs_flow_counters_take(struct pvs_flow_counters *c, uint32_t *counter)
         *counter = c->free[--c->n_free];
         return 0;
     }
-    if (c->n == PVS_MAX_FLOWS)
+    if (c->n == PVS_FLOW_COUNTERS)
         return -ENOSPC;
     uint32_t chunk = c->n / PVS_FLOW_CHUNK;
     if (c->chunk[chunk] == NULL) {
         /* room for all that may be given back, so that giving back can't fail */
-        uint32_t *room = realloc(c->free, (chunk + 1) * PVS_FLOW_CHUNK * sizeof *room);
+        uint32_t *room = realloc(c->free, (size_t)(chunk + 1) * PVS_FLOW_CHUNK * sizeof *room);
         if (room == NULL)
             return -ENOMEM;
         c->free = room;

@@ -15,7 +15,9 @@
 #include "policy.h"
 #include "pvs_api.h"
 
-enum { PVS_FLOW_CHUNK = 4096, PVS_FLOW_CHUNKS = (PVS_MAX_FLOWS + PVS_FLOW_CHUNK - 1) / PVS_FLOW_CHUNK };
+/* Those of every bridge, and twice: all of a bridge's flows may be replaced, whose counters are given back after that. */
+enum { PVS_FLOW_COUNTERS = 2 * PVS_MAX_BRIDGES * PVS_MAX_FLOWS };
+enum { PVS_FLOW_CHUNK = 4096, PVS_FLOW_CHUNKS = (PVS_FLOW_COUNTERS + PVS_FLOW_CHUNK - 1) / PVS_FLOW_CHUNK };
 
 struct pvs_flow_count {
     _Atomic uint64_t packets, bytes, used_ns;

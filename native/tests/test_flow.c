@@ -350,3 +350,20 @@ TEST(masks_are_bounded)
     CHECK_EQ(table->n_subtables, PVS_MAX_MASKS);
     pvs_flow_table_destroy(table);
 }
+
+/* A bridge's flows are all replaced: the old ones count until the new ones do. */
+TEST(there_are_counters_for_two_tables_of_the_largest_size)
+{
+    struct pvs_switch_conf conf = { .n_workers = 1, .cpus = { -1 } };
+    pvs_switch *sw;
+    uint32_t last = 0;
+
+    CHECK_EQ(pvs_switch_create(&conf, &sw), 0);
+    for (uint32_t i = 0; i < 2 * PVS_MAX_FLOWS; i++)
+        CHECK(pvs_flow_counter_add(sw, &last) == 0 && last == i);
+    for (uint32_t i = 0; i <= last; i++)
+        pvs_flow_counter_remove(sw, i);
+    CHECK_EQ(pvs_flow_counter_add(sw, &last), 0);
+    CHECK_EQ(last, 2 * PVS_MAX_FLOWS - 1);
+    pvs_switch_destroy(sw);
+}
