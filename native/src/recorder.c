@@ -32,7 +32,7 @@ pvs_recorder_fini(struct pvs_recorder *recorder)
 void
 pvs_recorder_choose(struct pvs_recorder *recorder, uint32_t every, const struct pvs_filter *filter)
 {
-    recorder->filter = filter;
+    recorder->filter = every != 0 ? filter : NULL; /* without samples nobody need look at each frame */
     recorder->every = recorder->left = every != 0 ? every : UINT64_MAX;
 }
 

@@ -263,6 +263,23 @@ TEST_EACH_RING(a_filter_chooses_the_samples)
     lab_close(&lab);
 }
 
+/* With a filter each frame takes the long way, to be looked at; but not where none is to be recorded. */
+TEST(a_filter_of_no_samples_looks_at_nothing)
+{
+    static const struct pvs_bpf all[] = { { 0x06, 0, 0, 0xffff } };
+    struct pvs_recorder recorder;
+    struct pvs_filter *filter;
+
+    CHECK_EQ(pvs_filter_create(all, 1, &filter), 0);
+    CHECK_EQ(pvs_recorder_init(&recorder), 0);
+    pvs_recorder_choose(&recorder, 5, filter);
+    CHECK(recorder.filter == filter);
+    pvs_recorder_choose(&recorder, 0, filter);
+    CHECK(recorder.filter == NULL);
+    pvs_recorder_fini(&recorder);
+    free(filter);
+}
+
 /* What waits has not been forwarded: it is recorded when it has. */
 TEST_EACH_RING(a_frame_that_waits_is_recorded_once)
 {
