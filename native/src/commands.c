@@ -179,7 +179,7 @@ tell_copy(struct pvs_worker *w, const struct pvs_egress *egress, struct pvs_trac
     memcpy(out->head, leaves->head, out->head_len);
     if (port->tunnel == NULL)
         return;
-    out->vid = pvs_verdict_vid(v, w->tables, egress);
+    out->vid = pvs_verdict_vid(v, egress);
     out->vtep = pvs_egress_vtep(egress);
     const struct pvs_segment *segment = pvs_tunnel_segment(port->tunnel, out->vid);
     if (segment != NULL && segment->vni != PVS_NO_KEY)

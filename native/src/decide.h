@@ -120,8 +120,8 @@ struct pvs_egress {
     uint8_t drop;    /* enum pvs_drop; none = deliver */
     uint8_t form;    /* enum pvs_form; behind those, the forms of each mirror, and two of flows' */
     uint8_t variant; /* of which it is a copy; 0: of the frame as it came */
-    uint16_t
-        toward; /* of a tunnel: of flows' two forms the VLAN by which it finds the network; of others the VTEP, 0: all */
+    /* of a tunnel: the VLAN by which it finds the network; of a form without mirror and flows the VTEP, 0: all */
+    uint16_t toward;
 };
 
 /* A frame goes to each port once, by a flow as often as its actions say, and once more for each mirror. */
@@ -176,16 +176,11 @@ pvs_verdict_edit(const struct pvs_verdict *verdict, uint8_t form)
     return form < PVS_FORMS ? &verdict->place.form[form] : &verdict->edit[form - PVS_FORMS];
 }
 
-/* The VLAN of a copy; mirrors may have moved theirs to another one. */
+/* The VLAN of a copy; mirrors and flows may have theirs in another one. */
 static inline uint16_t
-pvs_verdict_vid(const struct pvs_verdict *verdict, const struct pvs_tables *tables, const struct pvs_egress *egress)
+pvs_verdict_vid(const struct pvs_verdict *verdict, const struct pvs_egress *egress)
 {
-    if (egress->form < PVS_FORMS)
-        return verdict->place.vid;
-    if (egress->form >= PVS_FORM_AS_IS)
-        return egress->toward;
-    const struct pvs_mirror *m = &tables->bridge[verdict->bridge].mirror[(egress->form - PVS_FORMS) / PVS_FORMS];
-    return m->out_ref != 0 ? verdict->place.vid : m->vid;
+    return egress->form < PVS_FORMS ? verdict->place.vid : egress->toward;
 }
 
 /* The VTEP that a copy to a tunnel is for; 0: for all of its network. */

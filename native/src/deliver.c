@@ -415,7 +415,7 @@ take_elsewhere(struct pvs_worker *w, const struct pvs_port_view *out, const stru
     struct pvs_toward to = { 0 };
 
     if (out->tunnel != NULL)
-        to = (struct pvs_toward){ pvs_verdict_vid(v, w->tables, egress), pvs_egress_vtep(egress) };
+        to = (struct pvs_toward){ pvs_verdict_vid(v, egress), pvs_egress_vtep(egress) };
     if (pvs_is_shaped(out) && !pvs_shaper_passes(w, out, frame, to))
         return true;
     if (out->tunnel != NULL)

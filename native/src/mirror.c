@@ -68,7 +68,8 @@ add_copy(const struct pvs_frame *frame, const struct pvs_mirror *m, const struct
     v->egress[v->n_egress++] = (struct pvs_egress){ .port = (uint16_t)pvs_ref_index(out->ref),
                                                     .form = (uint8_t)(PVS_FORMS + slot),
                                                     .drop = (uint8_t)drop,
-                                                    .variant = variant };
+                                                    .variant = variant,
+                                                    .toward = place->vid };
 }
 
 /* What a mirror gets, and where that is. */

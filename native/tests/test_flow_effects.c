@@ -426,3 +426,36 @@ TEST(a_tag_in_a_mapped_network_says_nothing_of_its_sender)
     }
     close_tunnel();
 }
+
+/* A mirror sees the frame as it left: a tunnel that it sends to carries it in that one's network, not in that of what came. */
+TEST(a_mirror_by_a_tunnel_follows_the_variant)
+{
+    static const uint64_t carried[64] = { 1 << 10 | 1 << 20 };
+    struct pvs_mirror_conf mirror;
+    uint8_t tagged[LEN + 4];
+
+    open_tunnel(true);
+    t.lab.other[0].vlans = carried;
+    mirror = (struct pvs_mirror_conf){ .port = t.tunnel[0].port };
+    t.lab.conf.bridge.n_mirrors = 1;
+    t.lab.conf.bridge.mirrors = &mirror;
+    t.lab.port[0].conf.vlan_mode = PVS_VLAN_ACCESS;
+    t.lab.port[0].conf.tag = 10;
+    t.lab.port[1].conf.mirror_out = 1;
+    flow_match(&list, 0, 32, 32, 0);
+    act(PVS_ACT_SET_VLAN_VID, 20);
+    output(1);
+    apply_tunnel();
+    lab_frame(frame, LAB_BROADCAST, LAB_MAC(0), LEN, 1);
+    lab_send(&t.lab, 0, frame, LEN);
+    lab_poll(&t.lab, 3);
+    memcpy(tagged, frame, 12);
+    memcpy(tagged + 12, "\x81\x00\x00\x14", 4);
+    memcpy(tagged + 16, frame + 12, LEN - 12);
+    lab_expect(&t.lab, 1, tagged, LEN + 4);
+    far_expect(&t, 0, 200, frame, LEN);
+    far_expect(&t, 1, 200, frame, LEN);
+    far_expect_nothing(&t, 0);
+    t.lab.port[1].conf.mirror_out = t.lab.conf.bridge.n_mirrors = 0;
+    close_tunnel();
+}
