@@ -41,7 +41,7 @@ struct pvs_shaper {
     struct pvs_owned *first, **end;
 };
 
-/* Bytes times copies (and 64 for each segment) that one queue may cost in one turn before the others have theirs. */
+/* Bytes times copies (and 64 for each segment and dropped copy) that a queue may cost in a turn before others have theirs. */
 enum { PVS_BUDGET = 512 * 1024 };
 
 /* New or moved addresses that one port may have learned in a second. */

@@ -105,6 +105,39 @@ TEST_EACH_RING(many_mirrors_to_one_port_fill_more_than_a_list)
     }
 }
 
+/* Copies that nobody gets are work as well: who makes very many of them has had its turn. */
+TEST_EACH_RING(dropped_copies_cost_their_sender_of_its_turn)
+{
+    enum { FRAMES = 60 };
+    uint64_t taken[3];
+
+    struct lab_conf conf = lab_conf_default(LAB_PORTS);
+    lab_open(&lab, &conf);
+    for (uint32_t i = 0; i < PVS_MAX_MIRRORS; i++)
+        mirror[i] = (struct pvs_mirror_conf){ .vid = (uint16_t)(VID + i) };
+    lab.conf.bridge.n_mirrors = PVS_MAX_MIRRORS;
+    lab.conf.bridge.mirrors = mirror;
+    lab.port[SENDER].conf.mirror_in = UINT32_MAX;
+    for (uint32_t k = 0; k < 3; k++) { /* taken; too large; more than may leave */
+        for (uint32_t i = RECEIVER; i < LAB_PORTS; i++) {
+            lab.port[i].conf.mtu = k == 1 ? LEN - PVS_ETH_HLEN - 1 : 0;
+            lab.port[i].conf.shaping = (struct pvs_limit){ .per_second = k == 2, .depth = 1 };
+        }
+        lab_publish(&lab);
+        uint64_t before = lab_counters(&lab, SENDER).value[PVS_C_rx_packets];
+        for (uint32_t salt = 0; salt < FRAMES; salt++)
+            send(LAB_BROADCAST, salt);
+        lab_poll(&lab, 1);
+        taken[k] = lab_counters(&lab, SENDER).value[PVS_C_rx_packets] - before;
+        lab_poll(&lab, FRAMES);
+        CHECK_EQ(lab_counters(&lab, SENDER).value[PVS_C_rx_packets] - before, FRAMES);
+    }
+    CHECK(taken[0] > 0 && taken[0] < FRAMES);
+    CHECK(taken[1] > taken[0] && taken[1] < FRAMES);
+    CHECK(taken[2] > taken[0] && taken[2] < FRAMES);
+    lab_close(&lab);
+}
+
 /* A port without rules gets edited frames from a mirror, and others of the same burst as they came. */
 TEST_EACH_RING(a_mirror_into_a_vlan_reaches_a_port_that_gets_frames_as_well)
 {
