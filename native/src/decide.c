@@ -265,20 +265,22 @@ struct acting {
 
 /* A tunnel's network that the frame goes by: PVS_DROP_none, its VLAN, and in which form the frame leaves. */
 static enum pvs_drop
-find_network(const struct acting *a, struct pvs_tunnel *tunnel, uint16_t *vid, uint8_t *form)
+find_network(const struct acting *a, const struct pvs_port_view *out, uint16_t *vid, uint8_t *form)
 {
+    struct pvs_tunnel *tunnel = out->tunnel;
+
     *vid = a->frame->parsed.vid;
     if (!a->to_network) {
         if (tunnel->by_vid != NULL && pvs_tags(&a->frame->parsed) != 0)
             *form = PVS_FORM_CUT;
         return pvs_tunnel_segment(tunnel, *vid) == NULL ? PVS_DROP_no_destination : PVS_DROP_none;
     }
-    for (uint32_t i = 0; i < tunnel->n_segments; i++)
-        if (tunnel->segment[i].vni == a->tun_id) {
-            *vid = tunnel->segment[i].vid;
-            return PVS_DROP_none;
-        }
-    return PVS_DROP_no_destination;
+    /* by the way that packets of its endpoint find it: a tunnel may have thousands of networks */
+    const struct pvs_network_entry *found = pvs_demux_find(out->demux, a->tun_id);
+    if (found == NULL || found->tunnel != tunnel)
+        return PVS_DROP_no_destination;
+    *vid = found->segment->vid;
+    return PVS_DROP_none;
 }
 
 /* A copy as the frame is by now. */
@@ -292,7 +294,7 @@ send_to(struct acting *a, const struct pvs_port_view *out)
     uint16_t vid = 0;
 
     if (out->tunnel != NULL)
-        drop = find_network(a, out->tunnel, &vid, &form);
+        drop = find_network(a, out, &vid, &form);
     /* as Open vSwitch does; tunnels of one mesh may be joined by who says so */
     if (out != in && (in->apart & out->apart & PVS_APART_ISOLATED) != 0)
         drop = PVS_DROP_isolated;

@@ -49,7 +49,7 @@ struct pvs_port_view {
     struct pvs_meters *meters;           /* what has been used of them */
     struct pvs_tunnel *tunnel;           /* NULL: it isn't one */
     uint32_t room, tunnel_mtu;           /* of a tunnel: bytes of a frame, and its L3 bytes; 0 = any */
-    const struct pvs_demux *demux;       /* of an endpoint */
+    const struct pvs_demux *demux;       /* of an endpoint, and of its tunnels */
     uint32_t slot;                       /* that flows know it by; PVS_NO_SLOT: no flow names it */
     uint32_t capture_in, capture_out;    /* who captures what comes in by it, and goes out: bits, by slot */
 };

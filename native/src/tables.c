@@ -326,6 +326,7 @@ tunnels_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n
         view->rx_up = &tunnel->endpoint->rx_up;
         if (endpoint->ref == 0)
             rc = demux_fill(t, ports, n_ports, tunnel->endpoint);
+        view->demux = endpoint->demux;
     }
     return rc;
 }
