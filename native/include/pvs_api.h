@@ -105,7 +105,10 @@ int pvs_port_set_memory(pvs_port *port, pvs_memory *memory, pvs_memory **old);
 
 /* A port with `pairs` queue pairs. It owns an index (and a generation) until it is destroyed. -ENOSPC when all are taken. */
 int pvs_port_create(pvs_switch *sw, uint32_t pairs, pvs_port **out);
-/* The port must be out of the published tables and its rings stopped: -EBUSY otherwise. */
+/*
+ * The port must be out of the tables, by a publication that all workers have, and its rings stopped: -EBUSY otherwise.
+ * Publications that are still under way, and were made without it, are no hindrance.
+ */
 int pvs_port_destroy(pvs_port *port);
 uint32_t pvs_port_index(const pvs_port *port);
 uint32_t pvs_port_ref(const pvs_port *port);

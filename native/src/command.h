@@ -42,6 +42,7 @@ struct pvs_command {
         struct {
             struct pvs_tables *tables; /* to publish; after completion: to free */
             struct pvs_tables *old;
+            uint64_t number;
         } publish;
         struct pvs_remotes *remotes; /* to free after completion */
         struct {

@@ -71,7 +71,9 @@ struct pvs_port {
     struct pvs_counters *counters[PVS_MAX_WORKERS];
     struct pvs_steering steering;
     struct pvs_meters meters;
-    bool limits_changed; /* control's: the meters begin anew when all workers have the tables */
+    /* control's */
+    uint64_t published;  /* the last publication that it was part of, or the endpoint of a part; counted from 1 */
+    bool limits_changed; /* the meters begin anew when all workers have the tables */
 };
 
 /* At most one of its queue pairs receives: nothing is to be chosen, or noted. */

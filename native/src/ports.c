@@ -95,11 +95,10 @@ any_started(const struct pvs_port *port)
 int
 pvs_port_destroy(struct pvs_port *port)
 {
-    struct pvs_switch *sw = port->sw;
+    /* workers use a publication until they have the next one; those after it, which others make all the time, don't count */
+    bool in_tables = port->published != 0 && port->sw->settled <= port->published;
 
-    if (any_started(port) || port->in_flight != 0 || sw->publishing != 0)
-        return -EBUSY;
-    if (sw->tables->port[pvs_ref_index(port->ref)].ref == port->ref)
+    if (any_started(port) || port->in_flight != 0 || in_tables)
         return -EBUSY;
     pvs_port_free(port);
     return 0;

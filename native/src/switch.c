@@ -89,7 +89,9 @@ command_finish(struct pvs_switch *sw, struct pvs_command *command)
 {
     switch (command->op) {
     case PVS_OP_PUBLISH:
-        if (--sw->publishing == 0)
+        if (sw->settled < command->publish.number) /* commands may be reaped in another order than they ended */
+            sw->settled = command->publish.number;
+        if (command->publish.number == sw->published)
             pvs_tables_settled(sw);
         pvs_tables_free(command->publish.old);
         break;

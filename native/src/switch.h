@@ -16,7 +16,8 @@ struct pvs_switch {
     bool running;
     uint64_t next_seq;
     uint32_t in_flight;        /* commands that were not reaped yet */
-    uint32_t publishing;       /* of these, publications: workers may still use older tables */
+    uint64_t published;        /* publications so far, */
+    uint64_t settled;          /* and the last that all workers have: they use no older tables */
     struct pvs_tables *tables; /* as last published */
     struct pvs_port *port[PVS_MAX_PORTS];
     uint16_t generation[PVS_MAX_PORTS];

@@ -518,7 +518,12 @@ pvs_publish(struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n
     command->publish.tables = tables;
     command->publish.old = sw->tables;
     sw->tables = tables;
-    sw->publishing++;
+    command->publish.number = ++sw->published;
+    for (uint32_t i = 0; i < n_ports; i++) {
+        ports[i].port->published = sw->published;
+        if (ports[i].tunnel != NULL)
+            ports[i].tunnel->endpoint->published = sw->published;
+    }
     return pvs_command_submit(sw, command);
 }
 

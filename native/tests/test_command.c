@@ -141,6 +141,25 @@ TEST_EACH_RING(destroy_is_refused_while_a_port_is_in_use)
     lab_close(&lab);
 }
 
+TEST_EACH_RING(destroy_waits_only_for_tables_with_the_port)
+{
+    open_ports(1, 1);
+    pvs_port *port = lab.port[0].port;
+    lab_detach(&lab, 0);
+    struct pvs_port_conf conf = { .port = port, .enabled = true };
+    int64_t again = pvs_publish(lab.sw, &conf, 1, &lab.conf.bridge, 1);
+    int64_t without = pvs_publish(lab.sw, NULL, 0, NULL, 0);
+    CHECK_EQ(pvs_port_destroy(port), -EBUSY);
+    CHECK_EQ(lab_wait(&lab, again), 0);
+    CHECK_EQ(lab_wait(&lab, without), 0);
+    int64_t other = pvs_publish(lab.sw, NULL, 0, NULL, 0);
+    CHECK_EQ(pvs_port_destroy(port), 0); /* what else is published meanwhile doesn't name it */
+    CHECK_EQ(lab_wait(&lab, other), 0);
+    lab.conf.n_ports = 0;
+    pvd_guest_destroy(lab.port[0].guest);
+    lab_close(&lab);
+}
+
 TEST_EACH_RING(memory_stays_while_a_ring_runs)
 {
     pvs_memory *old;

@@ -221,6 +221,24 @@ async def test_a_port_may_go_and_come_back(switch: SwitchProcess, stack: context
     assert {packet.port for packet in found} == {"a"}
 
 
+async def test_ports_go_while_captures_come_and_go(switch: SwitchProcess) -> None:
+    # each capture is a publication of its own: a port that goes meanwhile must not be kept by it
+    going = True
+
+    async def captures() -> None:
+        async with AsyncClient(f"unix:{switch.api}") as client:
+            while going:
+                await client.delete_capture((await client.create_capture({"ports": ["a"]})).id)
+
+    running = [asyncio.create_task(captures()) for _ in range(3)]
+    for _ in range(100):
+        assert (await switch.request("PUT", "/api/v1/ports/short_lived", {}))[0] == 201
+        assert (await switch.request("DELETE", "/api/v1/ports/short_lived"))[0] == 204
+    going = False
+    await asyncio.gather(*running)
+    assert "not closed" not in switch.log()
+
+
 async def test_captures_are_no_configuration(switch: SwitchProcess) -> None:
     revisions, config = await switch.get("/config/revisions"), await switch.get("/config")
     async with capturing(switch) as capture:
