@@ -3,18 +3,23 @@
 
 The stream is handed on as it comes. Ctrl-C (and SIGTERM) ends the capture at the switch, and what it still has is
 written before the command ends; so does a reader of the pipe that goes. What was captured and lost is said on stderr.
+Nobody knows how long a pipe takes: it is opened before there is a capture, and written to by threads that don't outlive
+the command, without a buffer that Python would empty at its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
+import stat
 import sys
+import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,17 +77,19 @@ def capture(
         "max_seconds": seconds,
     }
     wanted = {key: value for key, value in body.items() if value is not None}
-    raise typer.Exit(asyncio.run(_capture(async_client(context), wanted, write)))
+    with contextlib.ExitStack() as stack:
+        pipe = stack.enter_context(_opened(write)) if _is_pipe(write) else None
+        raise typer.Exit(asyncio.run(_capture(async_client(context), wanted, write, pipe)))
 
 
-async def _capture(client: AsyncClient, body: dict[str, Any], write: str) -> int:
+async def _capture(client: AsyncClient, body: dict[str, Any], write: str, pipe: io.FileIO | None) -> int:
     from pvswitch.pcapng import Tally
 
     tally = Tally()
     async with client:
         made = await client.create_capture(body)
         try:
-            with _opened(write) as file:
+            with _opened(write) if pipe is None else contextlib.nullcontext(pipe) as file:
                 said = f"capturing on {' '.join(body['ports']) or 'all ports'}; Ctrl-C ends it"
                 print(said, file=sys.stderr, flush=True)
                 await _copy(client, made.id, file, tally)
@@ -97,16 +104,23 @@ async def _capture(client: AsyncClient, body: dict[str, Any], write: str) -> int
     return 0 if tally.finished else 1
 
 
-def _opened(write: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    if write == "-":
-        return contextlib.nullcontext(sys.stdout.buffer)
+def _is_pipe(write: str) -> bool:
+    """Return whether it is a named pipe, which is opened when it has a reader: a capture would wait, and end."""
     try:
-        return Path(write).open("wb")
+        return stat.S_ISFIFO(Path(write).stat().st_mode)
+    except OSError:
+        return False
+
+
+def _opened(write: str) -> io.FileIO:
+    """Return what is written to, without a buffer."""
+    try:
+        return io.FileIO(sys.stdout.fileno(), "wb", closefd=False) if write == "-" else io.FileIO(write, "wb")
     except OSError as error:
         raise PvswitchError(f"{write} can't be written: {error.strerror}") from None
 
 
-async def _copy(client: AsyncClient, capture: str, file: BinaryIO, tally: Tally) -> None:
+async def _copy(client: AsyncClient, capture: str, file: io.FileIO, tally: Tally) -> None:
     """Hand the stream on, to its end; a signal ends the capture, and a closed pipe this, too."""
     from pvswitch.client import ApiError
 
@@ -122,8 +136,9 @@ async def _copy(client: AsyncClient, capture: str, file: BinaryIO, tally: Tally)
         if not copying.done():
             await client.delete_capture(capture)
             await asyncio.wait((copying,), timeout=END_SECONDS)
-        if copying.done():
-            await copying
+        if not copying.done():
+            raise PvswitchError("the rest was not written: its reader takes nothing")
+        await copying
     except ApiError as error:
         if error.status != 404 or not wanted.is_set():
             raise
@@ -135,26 +150,40 @@ async def _copy(client: AsyncClient, capture: str, file: BinaryIO, tally: Tally)
             loop.remove_signal_handler(signum)
 
 
-async def _hand_on(client: AsyncClient, capture: str, file: BinaryIO, tally: Tally) -> None:
+async def _hand_on(client: AsyncClient, capture: str, file: io.FileIO, tally: Tally) -> None:
     async with contextlib.aclosing(client.capture_stream(capture)) as pieces:
         async for piece in pieces:
             tally.feed(piece)
             try:
-                # in a thread: a pipe that is full must not keep Ctrl-C from being heard
-                await asyncio.to_thread(_write, file, piece)
+                await _written(file, piece)
             except BrokenPipeError:
-                _leave(file)
                 tally.finished = True
                 return
+            except OSError as error:
+                raise PvswitchError(f"the capture can't be written: {error.strerror}") from None
 
 
-def _write(file: BinaryIO, piece: bytes) -> None:
-    file.write(piece)
-    file.flush()
+async def _written(file: io.FileIO, piece: bytes) -> None:
+    """Write it all, in a thread: a pipe that is full must keep neither Ctrl-C from being heard nor the command here."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
 
+    def tell(error: OSError | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
 
-def _leave(file: BinaryIO) -> None:
-    """Keep Python from writing the rest at the end: nobody reads it."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, file.fileno())
-    os.close(null)
+    def work() -> None:
+        failed = None
+        try:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(file.fileno(), rest) :]
+        except OSError as error:
+            failed = error
+        except ValueError:  # it was closed meanwhile: nobody waits any more
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, failed)
+
+    threading.Thread(target=work, daemon=True).start()
+    await done

@@ -223,8 +223,16 @@ async def test_a_file_that_cannot_be_written_leaves_no_capture(switch: Switch, p
     assert switch.dataplane.captures.made == {}
 
 
-async def _command(switch: Switch, *words: str, stdout: int) -> asyncio.subprocess.Process:
-    code = "import sys; from pvswitch.cli import main; sys.exit(main())"
+async def test_a_full_disk_is_said_and_leaves_no_capture(switch: Switch, pv: Command) -> None:
+    switch.dataplane.captures.pieces = [HEAD]
+    result = await pv("capture", "vm1", "-w", "/dev/full")
+    said = "capturing on vm1; Ctrl-C ends it\nthe capture can't be written: No space left on device\n"
+    assert (result.status, result.out, result.err) == (1, "", said)
+    assert switch.dataplane.captures.made == {}
+
+
+async def _command(switch: Switch, *words: str, stdout: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
+    code = "import sys; from pvswitch.cli import captures, main; captures.END_SECONDS = 2; sys.exit(main())"
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -268,3 +276,43 @@ async def test_a_pipe_that_closes_ends_it_cleanly(switch: Switch) -> None:
     assert "Traceback" not in said
     (stream,) = switch.dataplane.captures.streams.values()
     await _until(lambda: stream.closed)
+
+
+async def test_a_pipe_that_nobody_empties_keeps_no_command(switch: Switch) -> None:
+    switch.dataplane.captures.pieces = [HEAD, *[PACKET * 100] * 100]
+    theirs, ours = os.pipe()
+    command = await _command(switch, "capture", "-w", "-", stdout=ours)
+    os.close(ours)
+    assert command.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            await command.stderr.readline()
+            await asyncio.sleep(1)  # by then it is full
+            command.send_signal(signal.SIGTERM)
+            assert await command.stderr.read() == b"the rest was not written: its reader takes nothing\n"
+            assert await command.wait() == 1
+    finally:
+        if command.returncode is None:
+            command.kill()
+        os.close(theirs)
+    assert switch.dataplane.captures.made == {}
+
+
+async def test_a_named_pipe_waits_for_its_reader_without_a_capture(switch: Switch, tmp_path: Path) -> None:
+    switch.dataplane.captures.pieces, switch.dataplane.captures.short = [HEAD, PACKET, END], True
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = await _command(switch, "capture", "vm1", "-w", str(pipe))
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.sleep(1)
+            assert switch.dataplane.captures.made == {}
+            assert await asyncio.to_thread(pipe.read_bytes) == HEAD + PACKET + END
+            assert await command.wait() == 0
+            command = await _command(switch, "capture", "vm1", "-w", str(pipe))
+            await asyncio.sleep(1)
+            command.send_signal(signal.SIGINT)
+            assert await command.wait() == 130
+    finally:
+        if command.returncode is None:
+            command.kill()
