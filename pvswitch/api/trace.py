@@ -42,15 +42,13 @@ def _asked(config: SwitchConfig, bridge: str, body: TraceBody) -> Asked:
         errors.append(FieldError((), "needs one of `frame` and `fields`"))
     match = _match(body, errors)
     tun_id = body.tun_id
-    if match is not None and tun_id is None:
-        tun_id = match.value("tun_id")
+    if match is not None and "tun_id" in match.fields():
+        tun_id = _network(match, body, isinstance(port, TunnelPort), errors)
     if isinstance(port, TunnelPort):
         errors += _tunnel_errors(port, tun_id, body)
     elif port is not None:
         given = [key for key in ("tun_id", "tun_src") if getattr(body, key) is not None]
-        errors += [
-            FieldError((key,), f"is of tunnels, and port {body.in_port!r} is none: leave it out") for key in given
-        ]
+        errors += [FieldError((key,), _no_tunnel(body)) for key in given]
     frame = bytes.fromhex(body.frame or "")
     if match is not None:
         try:
@@ -76,11 +74,30 @@ def _match(body: TraceBody, errors: list[FieldError]) -> Match | None:
     return match
 
 
+def _no_tunnel(body: TraceBody) -> str:
+    return f"is of tunnels, and port {body.in_port!r} is none: leave it out"
+
+
+def _network(match: Match, body: TraceBody, tunnel: bool, errors: list[FieldError]) -> int | None:
+    """Return the network that the fields name; of a frame that comes by no tunnel it is 0."""
+    loc, number = ("fields", "tun_id"), match.value("tun_id")
+    if number is None:
+        errors.append(FieldError(loc, "must be one number, without a mask: a frame comes in one network"))
+    elif body.tun_id not in (None, number):
+        errors.append(FieldError(loc, f"is not {body.tun_id}, the `tun_id` beside `fields`"))
+    elif tunnel:
+        return number
+    elif number != 0:
+        errors.append(FieldError(loc, _no_tunnel(body)))
+    return body.tun_id
+
+
 def _tunnel_errors(port: TunnelPort, tun_id: int | None, body: TraceBody) -> list[FieldError]:
     numbers = [number or 0 for _, number in network_numbers(port)]
     errors = []
     if tun_id is not None and tun_id not in numbers:
-        errors.append(FieldError(("tun_id",), f"port {body.in_port!r} has no network {tun_id}"))
+        loc = ("fields", "tun_id") if body.tun_id is None else ("tun_id",)
+        errors.append(FieldError(loc, f"port {body.in_port!r} has no network {tun_id}"))
     if body.tun_src is not None and (":" in body.tun_src) != (":" in port.local):
         errors.append(FieldError(("tun_src",), f"{body.tun_src} and `local`, {port.local}, are not of one family"))
     return errors

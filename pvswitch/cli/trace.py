@@ -60,7 +60,10 @@ def _body(given: str, frame: str | None, tun_src: str | None) -> dict[str, Any]:
     if frame is None:
         return {**body, "fields": fields}
     if "tun_id" in fields:
-        body["tun_id"] = int(str(fields.pop("tun_id")), 0)
+        try:
+            body["tun_id"] = int(str(fields.pop("tun_id")), 0)
+        except ValueError:  # one with a mask
+            usage("tun_id is one number beside --frame: leave the mask out")
     if fields:
         usage(f"--frame is the whole frame: leave {next(iter(fields))} out, or --frame")
     octets = "".join(char for char in frame if char not in ": ")
