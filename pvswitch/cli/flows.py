@@ -45,9 +45,17 @@ def flow_add(
     """Add a flow, or replace it: `flow add br0 "priority=100,in_port=vm1,ip,nw_dst=10.0.0.0/24,actions=drop"`."""
     if (text is None) == (file is None):
         usage("give one flow, or a file of them with -f")
+    if text is not None:
+        refuse_nothing(text)
     if name is not None and text is None:
         usage("--name goes with one flow: in a file write name=... before actions=")
     add_flows(client(context), bridge, text if file is None else _read(file), name)
+
+
+def refuse_nothing(text: str) -> None:
+    """End with status 2 for a text without a flow, like "$FLOW" of a script where that isn't set."""
+    if not any(line.partition("#")[0].strip() for line in text.splitlines()):
+        usage("there is no flow in this text: write one like priority=9,ip,in_port=vm1,actions=drop")
 
 
 def add_flows(switch: Client, bridge: str, text: str | None, name: str | None = None) -> None:

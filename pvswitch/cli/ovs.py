@@ -129,6 +129,7 @@ def fdb_show(context: Context, bridge: BridgeName) -> None:
 @app.command("add-flow", hidden=True)
 def add_flow(context: Context, bridge: BridgeName, text: Annotated[str, typer.Argument(metavar="TEXT")]) -> None:
     """Add a flow."""
+    flows.refuse_nothing(text)
     flows.add_flows(client(context), bridge, text)
 
 
