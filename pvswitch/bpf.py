@@ -62,6 +62,10 @@ class FilterError(PvswitchError):
     """An expression is no filter, or can't be compiled here; the sentence says why."""
 
 
+class NoLibpcap(FilterError):
+    """The expression may be right: there is nothing here to compile it with."""
+
+
 class _Program(ctypes.Structure):
     """struct bpf_program."""
 
@@ -120,7 +124,7 @@ def _library() -> Any:
         pcap.pcap_freecode.argtypes = [ctypes.POINTER(_Program)]
         pcap.pcap_close.argtypes = [ctypes.c_void_p]
         return pcap
-    raise FilterError("filters need libpcap, which is not installed: apt-get install libpcap0.8 (elsewhere: libpcap)")
+    raise NoLibpcap("filters need libpcap, which is not installed: apt-get install libpcap0.8 (elsewhere: libpcap)")
 
 
 def _check(expression: str) -> None:

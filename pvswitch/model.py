@@ -17,9 +17,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from pvswitch.bpf import FilterError, NoLibpcap, compile_filter
+from pvswitch.capture_model import MAX_SNAPLEN
 from pvswitch.checks import cross_errors
 from pvswitch.flow_model import MAX_FLOWS, MAX_METERS, Flow, FlowIndex, Flows, Meter
 from pvswitch.port_model import (
@@ -53,6 +63,7 @@ from pvswitch.port_model import (
     port_type,
 )
 from pvswitch.values import (
+    ELSEWHERE,
     MAX_VID,
     AbsolutePath,
     Bool,
@@ -67,6 +78,7 @@ from pvswitch.values import (
     Vid,
     Vlans,
     is_name,
+    refuse,
 )
 
 __all__ = [
@@ -207,6 +219,20 @@ class Recorder(ConfigModel):
 
     sample: Int = Field(4096, ge=0, le=1_000_000_000, description="one frame of so many that come in; 0 = none")
     filter: Text = Field("", max_length=1024, description="of those that pass this filter, pcap-filter(7)")
+
+    @field_validator("filter")
+    @classmethod
+    def _check_filter(cls, expression: str, info: ValidationInfo) -> str:
+        """Refuse what is no filter, as far as this machine can tell: the one that runs it may have libpcap."""
+        if info.context is ELSEWHERE:
+            return expression
+        try:
+            compile_filter(expression, MAX_SNAPLEN)
+        except NoLibpcap:
+            pass
+        except FilterError as error:
+            refuse(str(error))
+        return expression
 
 
 def default_runtime_dir() -> Path:

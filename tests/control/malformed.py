@@ -37,6 +37,8 @@ MALFORMED: dict[str, tuple[Any, list[str], str]] = {
     "unknown key": ({"portz": {}}, ["portz"], "did you mean `ports`"),
     "unknown key, nothing close": ({"zzz": 1}, ["zzz"], "unknown key"),
     "state_dir": ({"state_dir": "x"}, ["state_dir"], "absolute path"),
+    "no filter": ({"recorder": {"filter": "tcp port"}}, ["recorder.filter"], "syntax error"),
+    "a name in a filter": ({"recorder": {"filter": "host vm1.lan"}}, ["recorder.filter"], "addresses as numbers"),
     "relative path": ({"runtime_dir": "run"}, ["runtime_dir"], "absolute path"),
     "control characters": ({"socket_dir": "/a\nb"}, ["socket_dir"], "control characters"),
     "number as mode": ({"socket_mode": 660}, ["socket_mode"], "in quotes"),

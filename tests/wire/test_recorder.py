@@ -189,6 +189,6 @@ async def test_a_filter_that_is_none_changes_nothing(switch: SwitchProcess) -> N
     status, problem = await switch.request(
         "PATCH", "/api/v1/config", {"recorder": {"filter": "host example.com"}}, headers={"If-Match": "*"}
     )
-    assert (status, problem["errors"][0]["pointer"]) == (409, "#/recorder/filter")
+    assert (status, problem["errors"][0]["pointer"]) == (422, "#/recorder/filter")
     assert "write addresses as numbers" in problem["detail"]
     assert await switch.get("/config") == before
