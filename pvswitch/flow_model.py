@@ -135,6 +135,11 @@ class Flow(ConfigModel):
         return match_name(self.priority, self._match)
 
     @property
+    def size(self) -> int:
+        """How many entries the core compares for it, known without making them."""
+        return self._match.size
+
+    @property
     def timed(self) -> bool:
         """Whether it goes by itself."""
         return bool(self.idle_timeout or self.hard_timeout)
@@ -198,14 +203,15 @@ class FlowIndex:
 
     @classmethod
     def of(cls, flows: Mapping[str, Flow]) -> FlowIndex:
-        """Look at every flow."""
+        """Look at every flow; of too many entries only the number is known, for they would take all memory."""
+        entries = sum(flow.size for flow in flows.values())
+        if entries > MAX_FLOWS:
+            return cls(frozenset(), entries, (), ())
         first: dict[tuple[int, Match], str] = {}
         named: set[tuple[Named, str]] = set()
-        entries = 0
         twice, timed = [], []
         for name, flow in flows.items():
             named |= flow.compiled.names
-            entries += len(flow.compiled.entries)
             if (other := first.setdefault(flow.identity, name)) != name:
                 twice.append((name, other))
             if flow.timed:

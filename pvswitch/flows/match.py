@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,11 @@ class Match:
                 break
         words += [f"{name}={value}" for name, value in fields.items()]
         return ",".join(words)
+
+    @property
+    def size(self) -> int:
+        """How many entries it takes."""
+        return math.prod(len(range_masks(first, last)) for _, first, last in self.ranges)
 
     def entries(self) -> Iterator[tuple[int, int]]:
         """Give the keys and masks that together are this match."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pvswitch.flows.match import read_match
 from tests.control.conftest import Answer, Switch
 
 BRIDGE = "/api/v1/bridges/br0"
@@ -90,3 +91,23 @@ async def test_a_port_that_goes_while_a_trace_is_asked_for(switch: Switch) -> No
     answer = await switch.ask("POST", f"{BRIDGE}/trace", data=slow(), headers={"Content-Type": "application/json"})
     assert (answer.status, answer.pointers) == (422, ["#/in_port"])
     assert switch.dataplane.asked == []
+
+
+async def test_far_too_many_entries_are_counted_and_not_made(switch: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 MiB of such flows would take tens of gigabytes."""
+
+    def made(*_: object) -> None:
+        pytest.fail("entries are made of flows that are refused")
+
+    monkeypatch.setattr("pvswitch.flow_model.compile_flow", made)
+    ports = "tcp,tp_src=1-65534,tp_dst=1-65534"
+    flows = [f"priority={number},{ports},actions=drop" for number in range(1200)]
+    answer = await switch.ask("POST", f"{BRIDGE}/flows:batch", json={"add": flows})
+    assert (answer.status, answer.pointers) == (422, ["#/bridges/br0/flows"])
+    assert "takes 1080000 entries in the table, of 1000000 at most" in answer.body["detail"]
+
+
+@pytest.mark.parametrize("match", [{}, {"tp_src": "80"}, {"tp_dst": "1-65534"}, {"tp_src": "3-9", "tp_dst": "1-65534"}])
+def test_entries_are_counted_as_they_are_made(match: dict[str, Any]) -> None:
+    found = read_match({"dl_type": "0x0800", "nw_proto": 6, **match})
+    assert found.size == len(list(found.entries()))
