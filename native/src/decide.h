@@ -36,9 +36,9 @@ struct pvs_port_view {
     uint16_t bridge; /* PVS_NO_BRIDGE: an endpoint of tunnels */
     bool enabled;
     bool mirrored_to; /* only mirrors send to it, and what comes by it is dropped */
-    bool steady;      /* what becomes of a frame becomes of the next one with the same addresses and tags, too */
-    bool plain;       /* and nothing is to be looked at but link and MTU */
-    uint32_t apart;   /* it gets nothing that came by a port with one of the same bits (below) */
+    bool steady; /* what becomes of a frame becomes of the next one with the same addresses, tags and flow key, too */
+    bool plain;  /* and nothing is to be looked at but link and MTU */
+    uint32_t apart;                /* it gets nothing that came by a port with one of the same bits (below) */
     uint64_t backpressure_ns;      /* how long known unicast waits for a full receiver; 0 = it is dropped */
     const _Atomic uint32_t *rx_up; /* not 0: its guest can receive */
     const struct pvs_vlan *vlan;   /* NULL: a trunk of all VLANs */

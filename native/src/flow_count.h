@@ -37,12 +37,12 @@ pvs_flow_count_of(const struct pvs_flow_counters *counters, uint32_t worker, uin
 }
 
 static inline void
-pvs_flow_count(const struct pvs_flow_counters *counters, uint32_t worker, uint32_t counter, uint64_t bytes,
-               uint64_t now_ns)
+pvs_flow_count(const struct pvs_flow_counters *counters, uint32_t worker, uint32_t counter, uint64_t packets,
+               uint64_t bytes, uint64_t now_ns)
 {
     struct pvs_flow_count *c = pvs_flow_count_of(counters, worker, counter);
 
-    pvs_count(&c->packets, 1);
+    pvs_count(&c->packets, packets);
     pvs_count(&c->bytes, bytes);
     atomic_store_explicit(&c->used_ns, now_ns, memory_order_relaxed);
 }

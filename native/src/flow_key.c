@@ -214,9 +214,9 @@ key_l3(const struct pvs_frame *frame, const struct pvs_layers *l, uint64_t *key)
         key_l4(frame, l, key);
 }
 
-/* The same for most frames, in a few loads: whole IPv4 packets of TCP and UDP without options. False: it is another one. */
+/* Is it what most frames are: a whole IPv4 packet of TCP or UDP without options? */
 static inline bool
-key_usual(const struct pvs_frame *frame, uint64_t *key)
+is_usual(const struct pvs_frame *frame)
 {
     uint32_t at = frame->parsed.l3_offset;
     const uint8_t *p = frame->head + at;
@@ -224,8 +224,17 @@ key_usual(const struct pvs_frame *frame, uint64_t *key)
     if (frame->parsed.ethertype != ETHERTYPE_IPV4 || at + USUAL > frame->head_len || p[0] != 0x45)
         return false;
     uint32_t packet = pvs_load16(p + 2);
-    if (packet < USUAL || packet > frame->len - at || (pvs_load16(p + 6) & 0x3fff) != 0 ||
-        (p[9] != PVS_PROTO_TCP && p[9] != PVS_PROTO_UDP))
+    return packet >= USUAL && packet <= frame->len - at && (pvs_load16(p + 6) & 0x3fff) == 0 &&
+           (p[9] == PVS_PROTO_TCP || p[9] == PVS_PROTO_UDP);
+}
+
+/* The key of such a frame, in a few loads. False: it is another one. */
+static inline bool
+key_usual(const struct pvs_frame *frame, uint64_t *key)
+{
+    const uint8_t *p = frame->head + frame->parsed.l3_offset;
+
+    if (!is_usual(frame))
         return false;
     key[PVS_WORD_L4] = (uint64_t)p[9] << 56 | (uint64_t)p[1] << 48 | (uint64_t)p[8] << 40 | pvs_load32(p + IPV4_HLEN);
     key[PVS_WORD_SRC - 1] = key[PVS_WORD_DST - 1] = 0;
@@ -261,6 +270,30 @@ pvs_flow_key(const struct pvs_frame *frame, uint32_t slot, uint32_t tun_id, enum
     key[0] = (uint64_t)slot << 32 | tun_id;
     key[1] = parsed->dst << 16 | type;
     key[2] = parsed->src << 16 | tci;
+}
+
+bool
+pvs_flow_same_key(const struct pvs_frame *one, const struct pvs_frame *other, enum pvs_flow_depth depth)
+{
+    const uint8_t *p = one->head + one->parsed.l3_offset, *q = other->head + other->parsed.l3_offset;
+
+    /* the receiver, and the ports: mostly it is these that differ. Behind the end of a short frame it is no matter what they are. */
+    if (depth != PVS_DEPTH_L2 && pvs_load64(p + 16) != pvs_load64(q + 16))
+        return false;
+    if (memcmp(&one->parsed, &other->parsed, sizeof one->parsed) != 0 ||
+        (pvs_tags(&one->parsed) != 0 &&
+         pvs_load16(one->head + PVS_TAG_OFFSET + 2) != pvs_load16(other->head + PVS_TAG_OFFSET + 2)))
+        return false;
+    if (depth == PVS_DEPTH_L2)
+        return one->parsed.ethertype >= 0x0600;
+    if (!is_usual(one) || !is_usual(other))
+        return false;
+    /* all else but lengths, ID and checksum; of TCP the flags */
+    uint64_t differ = (pvs_load64(p) ^ pvs_load64(q)) & 0xffff00000000ffff;
+    differ |= (pvs_load64(p + 8) ^ pvs_load64(q + 8)) & 0xffff0000ffffffff;
+    if (p[9] == PVS_PROTO_TCP)
+        differ |= (pvs_load64(p + 28) ^ pvs_load64(q + 28)) & 0x0fff0000;
+    return differ == 0;
 }
 
 /* How much of an L4 header flows look at. */

@@ -57,6 +57,12 @@ void pvs_flow_key(const struct pvs_frame *frame, uint32_t slot, uint32_t tun_id,
                   uint64_t key[PVS_FLOW_WORDS]);
 
 /*
+ * Does another frame that came by the same port surely have the same key? Cheaper than to make both; for tunnels, whose keys have the
+ * frames' networks, it isn't asked. False: it takes a look.
+ */
+bool pvs_flow_same_key(const struct pvs_frame *one, const struct pvs_frame *other, enum pvs_flow_depth depth);
+
+/*
  * Have all headers that flows look at in the head, before anything is decided. A frame that hides some of them becomes malformed: they lie
  * behind the longest head, or a checksum is to be written over them later (virtio's csum_start).
  */

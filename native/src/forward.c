@@ -7,8 +7,8 @@
  * for its receiver leaves no trace, and is decided on anew when it is tried again.
  * Called by the worker's round and by the inject command.
  */
+#include "effects.h"
 #include "parse.h"
-#include "worker.h"
 
 bool
 pvs_allow(struct pvs_allowance *allowance, uint32_t now_s, uint32_t limit)
@@ -105,87 +105,6 @@ pvs_drop_received(struct pvs_worker *w, const struct pvs_port *port, const struc
     w->taken_bytes = t.bytes;
 }
 
-/* ---- effects ---- */
-
-static void
-learn(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verdict *v)
-{
-    uint32_t in = pvs_ref_index(frame->in_ref), old_ref = 0;
-
-    if (v->fresh_needed && !pvs_allow(&w->learning[in], w->now_s, PVS_LEARN_PER_SECOND)) {
-        pvs_count(&w->perf.learn_skipped, 1);
-        return;
-    }
-    struct pvs_fdb *fdb = w->tables->bridge[v->bridge].fdb;
-    uint64_t src = pvs_verdict_frame(v, frame, v->placed)->parsed.src;
-    const struct pvs_security *rules = frame->injected ? NULL : w->tables->port[in].security;
-    uint32_t most = rules != NULL ? rules->max_macs : 0; /* looked at again: other workers learn as well */
-    uint64_t at = pvs_sender_at(frame, &w->tables->port[in]);
-    switch (pvs_fdb_learn(fdb, src, v->place.vid, at, most, w->now_s, &old_ref)) {
-    case PVS_LEARN_NOTHING:
-        return;
-    case PVS_LEARN_BUSY:
-        pvs_count(&w->perf.learn_skipped, 1);
-        return;
-    case PVS_LEARN_NEW:
-        old_ref = 0;
-        break;
-    case PVS_LEARN_MOVED:
-        break;
-    }
-    struct pvs_event event = { .time_ns = w->now_ns,
-                               .kind = old_ref != 0 ? PVS_EV_MOVED : PVS_EV_LEARNED,
-                               .port_ref = frame->in_ref,
-                               .detail = old_ref,
-                               .vtep = (uint16_t)(at >> 32),
-                               .vid = v->place.vid };
-    pvs_mac_store(event.mac, src);
-    pvs_event(w, &event);
-}
-
-/* Charge the limits of the port it came by. */
-static void
-charge(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verdict *v)
-{
-    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(frame->in_ref)];
-    const struct pvs_policy *policy = in->policy;
-
-    if (v->policed)
-        pvs_meter_charge(&policy->policing, &in->meters->policing, frame->len, w->now_ns);
-    if (v->storm != 0)
-        pvs_meter_charge(&policy->storm[v->storm - 1], &in->meters->storm[v->storm - 1], pvs_frame_segments(frame),
-                         w->now_ns);
-}
-
-/* What a look at a hash table of flows costs of the turn's budget: with many masks, frames that no cache knows are dear. */
-enum { PROBE_COST = 64 };
-
-/* Flows were asked: count a frame for its own, and charge the meters that have let it pass; one may have refused it. */
-static __attribute__((noinline)) void
-count_flow(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_verdict *v)
-{
-    const struct pvs_flows *flows = w->tables->bridge[v->bridge].flows;
-
-    w->spent += v->probes * (uint64_t)PROBE_COST;
-    if (v->flow == PVS_NO_FLOW)
-        return;
-    pvs_flow_count(w->flow_counters, w->index, v->flow, frame->len, w->now_ns);
-    for (uint32_t i = 0; i < v->n_meters; i++) {
-        struct pvs_flow_meter *meter = flows->meter[v->meter[i]].state;
-        uint32_t units = flows->meter[v->meter[i]].packets ? pvs_frame_segments(frame) : frame->len;
-        pvs_meter_charge(&flows->meter[v->meter[i]].rate, &meter->bucket, units, w->now_ns);
-        pvs_count(&meter->of[w->index].packets, 1);
-        pvs_count(&meter->of[w->index].bytes, frame->len);
-    }
-    if (v->over != 0) {
-        struct pvs_flow_meter *meter = flows->meter[v->over - 1].state;
-        pvs_count(&meter->of[w->index].packets, 1);
-        pvs_count(&meter->of[w->index].bytes, frame->len);
-        pvs_count(&meter->of[w->index].dropped_packets, 1);
-        pvs_count(&meter->of[w->index].dropped_bytes, frame->len);
-    }
-}
-
 /* What a verdict does besides sending copies. */
 static inline void
 commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame, const struct pvs_verdict *v)
@@ -195,33 +114,13 @@ commit(struct pvs_worker *w, struct pvs_port *in, const struct pvs_frame *frame,
     if (v->punt)
         pvs_punt_frame(w, frame, v->place.vid, PVS_PUNT_BPDU);
     if (v->learn)
-        learn(w, frame, v);
+        pvs_learn(w, frame, v);
     if (v->policed || v->storm != 0)
-        charge(w, frame, v);
+        pvs_charge(w, frame, v);
     if (v->probes != 0)
-        count_flow(w, frame, v);
+        pvs_count_flow(w, frame, v);
     if (v->drop != PVS_DROP_none && !frame->injected)
         pvs_drop_rx(w, in, frame, (enum pvs_drop)v->drop, 1);
-}
-
-/* A copy goes nowhere. If it is too big for the tunnel that its receiver is behind, its sender may learn of that. */
-static __attribute__((noinline)) void
-drop_copy(struct pvs_worker *w, const struct pvs_frame *frame, const struct pvs_egress *egress)
-{
-    const struct pvs_port_view *out = &w->tables->port[egress->port];
-    const struct pvs_frame *copy =
-        out->capture_out == 0 ? frame : pvs_copy_of(w, (uint32_t)(frame - w->source), egress);
-
-    pvs_drop_tx(w, out->port, copy, (enum pvs_drop)egress->drop, 1);
-    if (egress->drop != PVS_DROP_mtu_exceeded || out->tunnel == NULL || !out->tunnel->too_big ||
-        (uint32_t)(egress - w->verdict.egress) != w->verdict.known)
-        return;
-    const struct pvs_edit *edit = pvs_verdict_edit(&w->verdict, egress->form);
-    const struct pvs_frame *leaves = pvs_verdict_frame(&w->verdict, frame, egress->variant);
-    uint32_t l3_offset = (uint32_t)(leaves->parsed.l3_offset + (edit->push ? PVS_VLAN_HLEN : 0) - edit->cut);
-    uint32_t room = pvs_tunnel_room(out, l3_offset);
-    if (room > l3_offset)
-        pvs_tell_too_big(w, frame, room - l3_offset);
 }
 
 /* ---- bursts ---- */
@@ -277,7 +176,7 @@ forward_one(struct pvs_worker *w, uint32_t i, struct pvs_queue *from, uint64_t *
     for (uint32_t k = 0; k < v->n_egress; k++) {
         const struct pvs_port_view *out = &tables->port[v->egress[k].port];
         if (v->egress[k].drop != PVS_DROP_none)
-            drop_copy(w, frame, &v->egress[k]);
+            pvs_drop_copy(w, frame, &v->egress[k]);
         else if (!pvs_deliver_in_burst(w, out, i, &v->egress[k], (k | v->known) == 0 ? from : NULL))
             return false;
     }
@@ -488,6 +387,83 @@ forward_unseen(struct pvs_worker *w, const struct pvs_port *port, struct pvs_que
     return done;
 }
 
+/*
+ * The list that frame number `i` has gone to, if whatever has its key goes there as well; NULL: it must be decided on. Meters and edits
+ * want each frame, and of what came by a tunnel the key has only the network.
+ */
+static struct pvs_destination *
+list_of_key(struct pvs_worker *w, uint32_t i)
+{
+    const struct pvs_verdict *v = &w->verdict;
+    const struct pvs_port_view *in = &w->tables->port[pvs_ref_index(w->source[i].in_ref)];
+    const struct pvs_port_view *out = &w->tables->port[v->egress[0].port];
+
+    if (v->n_egress != 1 || v->egress[0].drop != PVS_DROP_none || v->learn || v->punt || v->placed != 0 ||
+        (v->flow != PVS_NO_FLOW && (v->n_meters != 0 || v->over != 0)))
+        return NULL;
+    if (in->tunnel != NULL || !in->steady || !out->steady || !pvs_one_pair(in->port) || !pvs_one_pair(out->port))
+        return NULL;
+    struct pvs_destination *d = pvs_destination_of(w, v->egress[0].port);
+    /* one of frames as they came: edited ones are on lists of their own */
+    return d != NULL && d->n != 0 && d->base == w->source && d->number[d->n - 1] == i ? d : NULL;
+}
+
+/* Frame number `i` has been forwarded, by flows. Put those behind it that have its key on its list; how many they are. */
+static uint32_t
+follow(struct pvs_worker *w, const struct pvs_flows *flows, uint32_t i, uint32_t n)
+{
+    const struct pvs_frame *frame = &w->source[i];
+    struct pvs_destination *d = NULL;
+    uint32_t same = 0;
+
+    for (; i + same + 1 < n && w->spent < PVS_BUDGET; same++) {
+        const struct pvs_frame *next = &frame[same + 1];
+        if (next->malformed || next->request.checksum || !pvs_flow_same_key(frame, next, flows->table->depth))
+            break;
+        if (d == NULL && (d = list_of_key(w, i)) == NULL)
+            break;
+        if (d->n == PVS_BURST || !pvs_fits_mtu(next, d->mtu)) /* flows may have sent several copies of one there */
+            break;
+        pvs_destination_add(w, d, i + same + 1);
+    }
+    return same;
+}
+
+/* As forward_unseen, on a bridge with flows: what has the key of the frame before goes the same way, anything else is decided on. */
+static __attribute__((noinline)) uint32_t
+forward_by_flows(struct pvs_worker *w, const struct pvs_port *port, struct pvs_queue *from, uint32_t done, uint32_t n,
+                 struct tally *t, bool *waiting)
+{
+    const struct pvs_bridge_view *bridge = &w->tables->bridge[w->tables->port[pvs_ref_index(port->ref)].bridge];
+    uint64_t source = 0;
+
+    while (done < n && w->spent < PVS_BUDGET) {
+        const struct pvs_frame *f = &w->source[done];
+        if (!f->malformed && !forward_one(w, done, from, &source)) {
+            *waiting = true;
+            break;
+        }
+        from->progress.done = 0;
+        tally_add(w, port, t, f, 1);
+        done++;
+        if (f->malformed)
+            continue;
+        if (bridge->counted != NULL)
+            count_one(w, bridge->counted, f, true);
+        uint32_t same = follow(w, bridge->flows, done - 1, n);
+        if (same == 0)
+            continue;
+        uint64_t before = t->bytes;
+        tally_add(w, port, t, &f[1], same);
+        if (bridge->counted != NULL)
+            count_vlan(w, bridge->counted, w->verdict.place.vid, same, t->bytes - before);
+        if (w->verdict.flow != PVS_NO_FLOW)
+            pvs_flow_count(w->flow_counters, w->index, w->verdict.flow, same, t->bytes - before, w->now_ns);
+        done += same;
+    }
+    return done;
+}
+
 /* Forward frame number `i` by the long way, and tell captures and the recorder. False: it has to wait. */
 static __attribute__((noinline)) bool
 forward_seen(struct pvs_worker *w, const struct pvs_port *port, struct pvs_queue *from, uint32_t i)
@@ -546,7 +522,10 @@ pvs_forward_burst(struct pvs_worker *w, struct pvs_port *port, struct pvs_queue 
         find_places(w, fdb, in->vlan, n);
     for (;;) {
         uint32_t next = pvs_next_seen(w, in, done, n), before = done;
-        done = forward_unseen(w, port, from, done, next, &t, waiting);
+        if (bridge->flows == NULL)
+            done = forward_unseen(w, port, from, done, next, &t, waiting);
+        else
+            done = forward_by_flows(w, port, from, done, next, &t, waiting);
         w->recorder.left -= done - before;
         if (*waiting || done != next || done == n || w->spent >= PVS_BUDGET)
             break;

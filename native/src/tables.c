@@ -378,9 +378,9 @@ vlan_members_fill(struct pvs_tables *t, uint32_t bridge)
 /* ---- all of it ---- */
 
 static bool
-is_steady(const struct pvs_port_conf *conf, const struct pvs_bridge_conf *bridge)
+is_steady(const struct pvs_port_conf *conf)
 {
-    bool by_content = bridge->flows != NULL || (conf->secure && conf->n_networks != 0);
+    bool by_content = conf->secure && conf->n_networks != 0;
 
     return !has_limits(conf) && !by_content && (conf->mirror_in | conf->mirror_out) == 0;
 }
@@ -388,7 +388,8 @@ is_steady(const struct pvs_port_conf *conf, const struct pvs_bridge_conf *bridge
 static bool
 is_plain(const struct pvs_port_conf *conf, const struct pvs_bridge_conf *bridge)
 {
-    return is_steady(conf, bridge) && !has_rules(conf) && !conf->isolated && !conf->secure && conf->tunnel == NULL;
+    return is_steady(conf) && bridge->flows == NULL && !has_rules(conf) && !conf->isolated && !conf->secure &&
+           conf->tunnel == NULL;
 }
 
 static int
@@ -409,7 +410,7 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
                                                  (ports[p].isolated ? PVS_APART_ISOLATED : 0),
                                         .mirror_in = ports[p].mirror_in,
                                         .mirror_out = ports[p].mirror_out,
-                                        .steady = is_steady(&ports[p], &bridges[ports[p].bridge]),
+                                        .steady = is_steady(&ports[p]),
                                         .plain = is_plain(&ports[p], &bridges[ports[p].bridge]),
                                         .slot = PVS_NO_SLOT,
                                         .capture_in = ports[p].capture_in,

@@ -98,6 +98,39 @@ TEST_EACH_RING(a_meter_lets_its_rate_through)
     }
 }
 
+/* In a burst of frames that are all the same each one is charged, edited and counted. */
+TEST_EACH_RING(each_frame_of_a_burst_has_its_effects)
+{
+    enum { FRAMES = 30, FIT = 7 };
+
+    open_lab();
+    make_meter(1, FIT, true);
+    from_port(A, 1);
+    flow_act(&list, PVS_ACT_METER, 0, 0);
+    output(SLOT(B));
+    from_port(C, 1);
+    flow_act(&list, PVS_ACT_SET_DL_DST, 0, LAB_MAC(D));
+    output(SLOT(D));
+    apply();
+    for (uint32_t from = A; from <= C; from += C - A) {
+        lab_frame(frame, LAB_MAC(B), LAB_MAC(from), LEN, 1);
+        for (uint32_t i = 0; i < FRAMES; i++)
+            lab_send(&lab, from, frame, LEN);
+    }
+    lab_poll(&lab, 2);
+    lab_frame(frame, LAB_MAC(B), LAB_MAC(A), LEN, 1);
+    for (uint32_t i = 0; i < FIT; i++)
+        lab_expect(&lab, B, frame, LEN);
+    CHECK_EQ(lab_counters(&lab, A).rx_drop[PVS_DROP_meter], FRAMES - FIT);
+    CHECK(metered().packets == FRAMES && metered().dropped_packets == FRAMES - FIT);
+    lab_frame(frame, LAB_MAC(B), LAB_MAC(C), LEN, 1);
+    pvs_mac_store(frame, LAB_MAC(D));
+    for (uint32_t i = 0; i < FRAMES; i++)
+        lab_expect(&lab, D, frame, LEN);
+    CHECK(counted(0) == FRAMES && counted(1) == FRAMES);
+    close_with_meter();
+}
+
 /* What is too much goes no further, but what was sent before that stays sent; a slot that stands for no meter lets all through. */
 TEST_EACH_RING(a_meter_stops_what_is_behind_it)
 {

@@ -83,6 +83,101 @@ TEST_EACH_RING(flows_hold_in_the_midst_of_a_burst)
     close_lab();
 }
 
+/* A frame of UDP between two ports, number `salt` of its kind. */
+static uint32_t
+udp(uint32_t port, uint32_t salt)
+{
+    static const struct flow_recipe recipe = { .proto = 17, .whole = true, .plain = true, .payload = 40 };
+    uint64_t state = 9;
+    uint32_t len = flow_frame(&state, &recipe, frame);
+
+    flow_put16(frame + 14 + 4, salt);
+    flow_put16(frame + 14 + 20 + 2, port);
+    flow_put16(frame + 14 + 20 + 8, salt);
+    flow_sums_write(frame, len);
+    return len;
+}
+
+/* The last flow is for UDP to a port. */
+static void
+to_port(uint32_t port)
+{
+    flow_match(&list, 1, 0, 16, 0x0800);
+    flow_match(&list, 3, 56, 8, 17);
+    flow_match(&list, 3, 0, 16, port);
+}
+
+/* Runs of frames of one key, of all lengths: each frame goes where its flow says, in order, and counts for it. */
+TEST_EACH_RING(frames_of_one_key_follow_the_first)
+{
+    enum { FRAMES = 60, KINDS = 3 };
+    uint64_t state = 3;
+
+    open_lab();
+    from_port(A, 2);
+    to_port(1);
+    output(SLOT(B));
+    from_port(A, 1);
+    flow_match(&list, 1, 0, 16, 0x0800);
+    output(SLOT(C));
+    apply();
+    for (uint32_t round = 0; round < 20; round++) {
+        uint8_t kind[FRAMES] = { 0 };
+        uint32_t of[KINDS] = { 0 }, len = 0;
+        uint64_t before[2] = { counted(0), counted(1) };
+        for (uint32_t i = 0; i < FRAMES; i++) {
+            kind[i] =
+                (uint8_t)(i == 0 || flow_random(&state, 1 + round) == 0 ? flow_random(&state, KINDS) : kind[i - 1]);
+            of[kind[i]]++;
+            len = udp(kind[i], i);
+            lab_send(&lab, A, frame, len);
+        }
+        lab_poll(&lab, 2);
+        for (uint32_t i = 0; i < FRAMES; i++) {
+            len = udp(kind[i], i);
+            lab_expect(&lab, kind[i] == 1 ? B : C, frame, len);
+        }
+        CHECK_EQ(counted(0) - before[0], of[1]);
+        CHECK_EQ(counted(1) - before[1], of[0] + of[2]);
+        for (uint32_t port = B; port <= C; port++)
+            lab_fill(&lab, port, port == B ? of[1] : of[0] + of[2]);
+    }
+    uint64_t packets, bytes, used;
+    pvs_flow_counters_read(lab.sw, &counter[0], 1, &packets, &bytes, &used);
+    CHECK_EQ(bytes, packets * udp(1, 0));
+    close_lab();
+}
+
+/* A flow may send several copies of a frame to one port: those that follow another frame there find its list full, with C's behind it. */
+TEST_EACH_RING(followers_and_copies_share_a_list)
+{
+    enum { TWICE = 30, ONCE = 33 };
+
+    open_lab();
+    lab_fill(&lab, B, 100);
+    from_port(A, 2);
+    to_port(1);
+    output(SLOT(B));
+    output(SLOT(B));
+    from_port(A, 2);
+    to_port(3);
+    output(SLOT(C));
+    from_port(A, 1);
+    output(SLOT(B));
+    apply();
+    for (uint32_t i = 0; i < TWICE + 1 + ONCE; i++)
+        lab_send(&lab, A, frame, udp(i < TWICE ? 1 : i == TWICE ? 3 : 2, i));
+    lab_poll(&lab, 2);
+    for (uint32_t i = 0; i < TWICE + 1 + ONCE; i++) {
+        uint32_t len = udp(i < TWICE ? 1 : i == TWICE ? 3 : 2, i);
+        lab_expect(&lab, i == TWICE ? C : B, frame, len);
+        if (i < TWICE)
+            lab_expect(&lab, B, frame, len);
+    }
+    CHECK(counted(0) == TWICE && counted(1) == 1 && counted(2) == ONCE);
+    close_lab();
+}
+
 TEST_EACH_RING(all_and_flood_go_to_all_but_those_apart)
 {
     static uint64_t none[64];

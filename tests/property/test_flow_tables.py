@@ -115,12 +115,15 @@ class Both:
         self.switch.publish()
         self.model.tables["br0"] = Table(list(self.ordered), dict(limits))
 
-    def send(self, name: str, frame: bytes) -> None:
-        self.switch.send(name, frame)
+    def send(self, name: str, *frames: bytes) -> None:
+        """As one burst."""
+        for frame in frames:
+            self.switch.send(name, frame)
         self.model.now_ns = self.switch.now_ns + ROUND_NS
         self.switch.settle()
         held = {(vid, bytes.fromhex(mac.replace(":", ""))) for vid, mac in self.switch.fdb_items("br0", expired=True)}
-        self.model.transmit(name, frame, self.switch.now_s, held)
+        for frame in frames:
+            self.model.transmit(name, frame, self.switch.now_s, held)
 
     def compare(self) -> None:
         for name, port in self.model.ports.items():
@@ -140,6 +143,18 @@ class Both:
             for (vid, mac), item in self.switch.fdb_items().items()
         }
         assert learned == known
+
+
+@st.composite
+def runs(draw: st.DrawFn, frame: bytes) -> list[bytes]:
+    """A frame, and what is nearly or quite the same behind it, which may go the same way."""
+    burst = [frame]
+    for _ in range(draw(st.integers(0, 4))):
+        changed = bytearray(burst[-1])
+        if draw(st.booleans()):
+            changed[draw(st.integers(0, min(len(frame), 60) - 1))] ^= 1 << draw(st.integers(0, 7))
+        burst.append(bytes(changed))
+    return burst
 
 
 quick = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
@@ -165,7 +180,7 @@ def test_flows_do_what_the_reference_does(data: st.DataObject) -> None:
         both.set_flows(flows, limits)
         for frame in seen:
             name = data.draw(st.sampled_from([name for name in PORTS if both.model.ports[name].guest is not None]))
-            both.send(name, frame)
+            both.send(name, *data.draw(runs(frame)))
             both.compare()
 
 
