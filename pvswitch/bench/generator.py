@@ -25,6 +25,10 @@ from pvswitch.vhost_user.features import Feature
 GRACE = 60.0
 """Seconds that an answer may take beyond the time that was asked for."""
 READY_SECONDS = 30.0
+# With frames that may be late on a busy host, since what was given up comes in the next run as a stranger; and where
+# losses are meant to be, which are waited for as well.
+PATIENCE = 1.0
+LITTLE_PATIENCE = 0.1
 CLOSE_SECONDS = 10.0
 
 _ALWAYS = Feature.VERSION_1 | Feature.ANY_LAYOUT | Feature.EVENT_IDX | Feature.INDIRECT_DESC
@@ -157,8 +161,8 @@ class Generator:
                 raise GeneratorError(f"the switch forwards nothing: {found['lost']:,} of its first frames were lost")
             await asyncio.sleep(0.05)
 
-    async def run(self, frames: Frames, seconds: float, **more: float) -> Outcome:
-        """Let frames flow for so long."""
+    async def run(self, frames: Frames, seconds: float, *, stall: float = PATIENCE, **more: float) -> Outcome:
+        """Let frames flow for so long. What hasn't come when nothing came for `stall` seconds is lost."""
         found = await self._ask(
             "run",
             seconds,
@@ -168,6 +172,7 @@ class Generator:
             window=frames.window,
             rx_pps=frames.rx_pps,
             duration=seconds,
+            stall=stall,
             **more,
         )
         return Outcome(**found)

@@ -27,10 +27,9 @@ from pvswitch.generator import Load, LoadFlow, LoadResult, generate, generate_ma
 from pvswitch.guest import Guest
 
 BROADCAST = b"\xff" * 6
-# Patience with frames that are measured, and while a switch is still getting ready.
-STALL = 0.1
 COUNTED = ("sent", "received", "lost", "reordered", "corrupted", "foreign", "errors", "measured", "measured_ns")
 CONNECT_SECONDS = 30.0
+# While a switch is still getting ready, little patience with a frame.
 _PRIMING: dict[str, Any] = {"window": 32, "stall": 0.05}
 
 
@@ -125,7 +124,7 @@ class Player:
     def run(self, active: int, flood: bool, **traffic: Any) -> dict[str, Any]:
         """Let all flows run for a time; return what became of their frames, all together."""
         ways = flows(active, flood=flood)
-        load = _load(flood=flood, stall=STALL, **traffic)
+        load = _load(flood=flood, **traffic)
         if len(ways) == 1:
             (flow,) = ways
             found = self._send(flow.sender, flow.receivers, replace(load, **_macs(flow, flood=flood)))

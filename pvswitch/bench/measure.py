@@ -19,7 +19,7 @@ from pathlib import Path
 from pvswitch.bench import flow_switches, tcp, tunnel_frames, tunnel_tcp, uplink, watched
 from pvswitch.bench.circle import circle
 from pvswitch.bench.errors import BenchError, MissingPeer, NotOffered
-from pvswitch.bench.generator import Generator, Outcome, faults, total
+from pvswitch.bench.generator import LITTLE_PATIENCE, PATIENCE, Generator, Outcome, faults, total
 from pvswitch.bench.machine import Others, cpu_seconds
 from pvswitch.bench.results import Results, Sample
 from pvswitch.bench.steady import SLICE_SECONDS, Processors, measure_steady
@@ -108,6 +108,11 @@ class Turn:
         """For how long to measure."""
         return self.bench.seconds or self.case.seconds
 
+    @property
+    def stall(self) -> float:
+        """How long to wait for frames that may be lost, in seconds."""
+        return LITTLE_PATIENCE if self.case.loss_allowed else PATIENCE
+
     def sample(self, figures: Mapping[str, float], outcome: Outcome | None = None, **seen: float) -> Sample:
         """Return a sample of this turn; the outcome of frames says what is wrong with it."""
         wrong: tuple[str, ...] = ()
@@ -150,13 +155,15 @@ async def _ready(generator: Generator, running: Running, frames: Frames) -> None
     raise BenchError(f"the switch has learned {known} addresses, not the {frames.macs} that were shown to it")
 
 
-async def _warm_up(generator: Generator, frames: Frames) -> None:
-    """Let frames flow for a while, and until each tuple has been seen: a switch may have to look hard at its first."""
+async def _warm_up(generator: Generator, frames: Frames, stall: float) -> None:
+    """Let frames flow for a while, and until each tuple has been seen: a switch may have to look hard at its first.
+
+    The last time what is late is waited for, so that it doesn't come when it is measured.
+    """
     end, sent = time.monotonic() + WARM_UP_LONGEST, 0
-    while True:
-        sent += (await generator.run(frames, WARM_UP_SECONDS)).sent
-        if sent >= 2 * frames.tuples or time.monotonic() > end:
-            return
+    while sent < 2 * frames.tuples and time.monotonic() < end:
+        sent += (await generator.run(frames, WARM_UP_SECONDS, stall=LITTLE_PATIENCE)).sent
+    await generator.run(frames, WARM_UP_SECONDS, stall=stall)
 
 
 def _wanted(turn: Turn, frames: Frames) -> Wanted:
@@ -177,13 +184,13 @@ async def _frames(turn: Turn, work: Frames, start: Start | None = None, *, copie
     """Measure frames; of each there are further `copies` for remotes, and cycles are those of such a copy."""
     async with _started(turn, _wanted(turn, work), start) as (running, generator):
         await _ready(generator, running, work)
-        await _warm_up(generator, work)
+        await _warm_up(generator, work, turn.stall)
         others = Others(running.pid, generator.pid, *running.beside)
 
         async def measure_one(seconds: float) -> tuple[Outcome, Spent | None]:
             await running.begin()
             with others:
-                outcome = await generator.run(work, seconds)
+                outcome = await generator.run(work, seconds, stall=turn.stall)
             return outcome, await running.spent()
 
         # A receiver that is kept slow takes frames in bursts: it needs a while to show its rate.
@@ -250,11 +257,11 @@ async def _watched(turn: Turn, work: Watched) -> list[Sample]:
     async with _started(turn, _wanted(turn, work.frames), watched.start(work)) as (running, generator):
         assert isinstance(running, watched.Watch)
         await _ready(generator, running, work.frames)
-        await generator.run(work.frames, WARM_UP_SECONDS)
+        await generator.run(work.frames, WARM_UP_SECONDS, stall=turn.stall)
 
         async def measure_one(seconds: float) -> tuple[Outcome, Spent]:
             await running.begin()
-            outcome = await generator.run(work.frames, seconds)
+            outcome = await generator.run(work.frames, seconds, stall=turn.stall)
             return outcome, await running.spent()
 
         slices = await measure_steady(turn.bench.processors, measure_one, turn.seconds)
