@@ -96,8 +96,6 @@ async def translated(lab: Lab, nat: Nat) -> AsyncIterator[None]:
     client, server = lab.machine(nat.client), lab.machine(nat.server)
     await client.check(f"arp -s {VIRTUAL} {VIRTUAL_MAC}")
     await server.check(f"arp -s {MASKED} {MASKED_MAC}")
-    # UDP's only source port, which the flows know.
-    await client.check(f"echo {CLIENT_PORT} {CLIENT_PORT} > /proc/sys/net/ipv4/ip_local_port_range")
     for machine in (client, server):
         if nat.off:
             await machine.check(f"ethtool -K eth0 {nat.off}")
@@ -108,9 +106,16 @@ async def translated(lab: Lab, nat: Nat) -> AsyncIterator[None]:
         for machine in (client, server):
             if nat.off:
                 await machine.check("ethtool -K eth0 tx on tso on gso on")
-        await client.check("echo 32768 60999 > /proc/sys/net/ipv4/ip_local_port_range")
         await client.check(f"arp -d {VIRTUAL}")
         await server.check(f"arp -d {MASKED}")
+
+
+async def echoes(client: Machine, server: Machine, *, rounds: int) -> None:
+    """UDP there and back, from the only port that the flows know. TCP may choose: a closed one isn't free yet."""
+    ports = "/proc/sys/net/ipv4/ip_local_port_range"
+    await client.check(f"echo {CLIENT_PORT} {CLIENT_PORT} > {ports}")
+    await udp_rounds(client, server, VIRTUAL, rounds=rounds, datagrams=16, size=1400, gso=False, port=VIRTUAL_ECHO)
+    await client.check(f"echo 32768 60999 > {ports}")
 
 
 async def fetch_record(machine: Machine, file: Path) -> None:
@@ -129,7 +134,7 @@ async def test_rewritten_addresses(lab: Lab, name: str, tmp_path: Path) -> None:
     async with translated(lab, nat):
         async with captured(lab.switch, file, nat.client, nat.server, expression="tcp or udp"):
             await transfer(server, client, f"{VIRTUAL}:{VIRTUAL_HTTP}", megabytes=1)
-            await udp_rounds(client, server, VIRTUAL, rounds=5, datagrams=16, size=1400, gso=False, port=VIRTUAL_ECHO)
+            await echoes(client, server, rounds=5)
         await transfer(server, client, f"{VIRTUAL}:{VIRTUAL_HTTP}", megabytes=MEGABYTES)
         for flow in nat.flows(dict(lab.macs)):
             assert await lab.packets(flow) > 0
@@ -161,9 +166,7 @@ async def test_the_guest_without_offloads_sees_good_frames(lab: Lab, tmp_path: P
         async with translated(lab, nat):
             await capture(lab.plain, "eth0", "tcp or udp")
             await transfer(server, client, f"{VIRTUAL}:{VIRTUAL_HTTP}", megabytes=1)
-            await udp_rounds(
-                client, server, VIRTUAL, rounds=UDP_ROUNDS, datagrams=16, size=1400, gso=False, port=VIRTUAL_ECHO
-            )
+            await echoes(client, server, rounds=UDP_ROUNDS)
             await end_capture(lab.plain)
         await fetch_record(lab.plain, file)
         fields = {"length": "frame.len", "src": "ip.src", **{one: f"{one}.checksum.status" for one in SUMS}}
