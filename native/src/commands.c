@@ -234,12 +234,45 @@ trace(struct pvs_worker *w, const struct pvs_command *command)
     return 0;
 }
 
+/* What the worker of a queue alone does with it. */
+static void
+run_own(struct pvs_worker *w, struct pvs_command *command)
+{
+    struct pvs_queue *queue = command->queue;
+
+    switch (command->op) {
+    case PVS_OP_RING_START:
+        command->result = ring_start(w, pvs_ring_of(queue));
+        break;
+    case PVS_OP_RING_STOP:
+        ring_stop(w, pvs_ring_of(queue));
+        break;
+    case PVS_OP_RING_ENABLE:
+        ring_enable(w, pvs_ring_of(queue));
+        break;
+    case PVS_OP_RING_CALL:
+        ring_call(w, pvs_ring_of(queue));
+        break;
+    case PVS_OP_UPLINK_START:
+        command->result = uplink_start(w, pvs_uplink_of(queue));
+        break;
+    case PVS_OP_UPLINK_STOP:
+        uplink_stop(w, pvs_uplink_of(queue));
+        break;
+    case PVS_OP_RELEASE:
+        release(w, queue);
+        break;
+    case PVS_OP_ADOPT:
+        adopt(w, queue);
+        break;
+    default: /* of no queue */
+        break;
+    }
+}
+
 void
 pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
 {
-    struct pvs_queue *queue = command->queue;
-    bool own = command->op >= PVS_OP_RING_START && command->worker == w->index;
-
     switch (command->op) {
     case PVS_OP_PUBLISH:
         w->tables = command->publish.tables;
@@ -247,44 +280,12 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
     case PVS_OP_SYNC:
         forget_vteps(w);
         break;
-    case PVS_OP_REMOTES:
-        break;
     case PVS_OP_RECORDER:
         pvs_recorder_choose(&w->recorder, command->recorder.every, command->recorder.filter);
         break;
-    case PVS_OP_RING_START:
-        if (own)
-            command->result = ring_start(w, pvs_ring_of(queue));
-        break;
-    case PVS_OP_RING_STOP:
-        pvs_worker_flush(w); /* what an earlier command of this round gave must be shown while the ring is mapped */
-        if (own)
-            ring_stop(w, pvs_ring_of(queue));
-        break;
-    case PVS_OP_RING_ENABLE:
-        if (own)
-            ring_enable(w, pvs_ring_of(queue));
-        break;
-    case PVS_OP_RING_CALL:
-        if (own)
-            ring_call(w, pvs_ring_of(queue));
-        break;
-    case PVS_OP_UPLINK_START:
-        if (own)
-            command->result = uplink_start(w, pvs_uplink_of(queue));
-        break;
-    case PVS_OP_UPLINK_STOP:
-        if (own)
-            uplink_stop(w, pvs_uplink_of(queue));
-        break;
-    case PVS_OP_RELEASE:
-        pvs_worker_flush(w); /* as before a stop: the ring may stand on this worker's lists */
-        if (own)
-            release(w, queue);
-        break;
-    case PVS_OP_ADOPT:
-        if (own)
-            adopt(w, queue);
+    case PVS_OP_RING_STOP: /* what an earlier command of this round gave must be shown while the ring is mapped */
+    case PVS_OP_RELEASE:   /* likewise: the ring may stand on this worker's lists */
+        pvs_worker_flush(w);
         break;
     case PVS_OP_INJECT:
         if (w->index == 0)
@@ -294,11 +295,21 @@ pvs_command_run(struct pvs_worker *w, struct pvs_command *command)
         if (w->index == 0)
             command->result = trace(w, command);
         break;
+    case PVS_OP_REMOTES: /* it is enough that all have passed by */
+    case PVS_OP_RING_START:
+    case PVS_OP_RING_ENABLE:
+    case PVS_OP_RING_CALL:
+    case PVS_OP_UPLINK_START:
+    case PVS_OP_UPLINK_STOP:
+    case PVS_OP_ADOPT:
+        break;
     }
+    if (command->op >= PVS_OP_RING_START && command->worker == w->index)
+        run_own(w, command);
     /* acq_rel: what each worker did before counting itself off is visible to whoever is last, and so to control */
     if (atomic_fetch_sub_explicit(&command->remaining, 1, memory_order_acq_rel) == 1) {
         if (command->op == PVS_OP_RING_STOP)
-            command->result = pvs_vq_base(&pvs_ring_of(queue)->vq); /* nobody is inside any more */
+            command->result = pvs_vq_base(&pvs_ring_of(command->queue)->vq); /* nobody is inside any more */
         pvs_mail_put(&w->done, command);
         w->wake_control = true;
     }
