@@ -4,8 +4,8 @@
 One file in `state_dir` for each revision, never changed once it is there: a line of JSON that says which and why, a
 line with the whole document, and the SHA-256 of both. A file is written under another name, flushed (fsync), renamed
 and its folder flushed, so that it is there as a whole or not at all, whatever ends the process or the machine. Numbers
-only grow; the last 100 files are kept. The folder is locked as long as a switch uses it. A file that is damaged all
-the same is left out, and named in the log.
+only grow; the last 100 files are kept, fewer where these would take more than 256 MiB, but never fewer than 10. The
+folder is locked as long as a switch uses it. A file that is damaged all the same is left out, and named in the log.
 
 `Controller` writes, the API reads, the daemon opens and closes. `write` and `read` wait for the disk: on the event loop
 call them through `asyncio.to_thread`. Only one write may be under way at a time; the controller's lock sees to it.
@@ -36,6 +36,8 @@ from pvswitch.validation import parse
 log = structlog.get_logger(__name__)
 
 KEPT = 100
+KEPT_BYTES = 256 << 20
+KEPT_ANYWAY = 10
 MAX_SUMMARY = 20  # lines of a summary
 MAX_LINE = 200  # characters of each
 
@@ -206,8 +208,9 @@ class Revisions:
             )
 
     def _forget_old(self) -> None:
-        """Remove what is older than the last 100; what can't be removed now is tried again with the next one."""
-        old = self._files()[:-KEPT]
+        """Remove what is older than those to keep; what can't be removed now is tried again with the next one."""
+        files = self._files()
+        old = files[: len(files) - _how_many(path for _, path in reversed(files))]
         numbers = {number for number, _ in old}
         self._known = {number: revision for number, revision in self._known.items() if number not in numbers}
         for _, path in old:
@@ -275,6 +278,18 @@ def _unusable(folder: Path, why: str | None) -> PvswitchError:
     return PvswitchError(
         f"revisions can't be kept in {folder}: {why}; set `state_dir` to a folder that user {os.geteuid()} may write"
     )
+
+
+def _how_many(files: Iterable[Path]) -> int:
+    """Return how many of the files, newest first, are kept."""
+    taken = count = 0
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            taken += path.stat().st_size
+        if count >= KEPT or (count >= KEPT_ANYWAY and taken > KEPT_BYTES):
+            break
+        count += 1
+    return count
 
 
 def _remedy(error: OSError) -> str:

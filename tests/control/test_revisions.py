@@ -66,6 +66,19 @@ def test_the_last_ones_are_kept_and_numbers_go_on(tmp_path: Path, monkeypatch: p
         assert [revision.number for revision in again.all()] == [4, 5, 6]
 
 
+def test_large_ones_are_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "KEPT_ANYWAY", 2)
+    monkeypatch.setattr(store, "KEPT_BYTES", 10_000)
+    large = config(**{f"p{i}": {"labels": {"note": "x" * 1000}} for i in range(3)})
+    with Revisions(tmp_path) as revisions:
+        write(revisions, *[large] * 5)
+        sizes = [len(raw) for raw in content(tmp_path).values()]
+        assert 2 <= len(sizes) == 10_000 // sizes[0] < 5
+        monkeypatch.setattr(store, "KEPT_BYTES", 1)
+        write(revisions, large)
+        assert [revision.number for revision in revisions.all()] == [5, 6]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
