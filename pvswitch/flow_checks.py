@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pvswitch.errors import FieldError
-from pvswitch.flow_model import MAX_FLOWS, Flow
+from pvswitch.flow_model import MAX_FLOWS, MAX_MASKS, Flow
 from pvswitch.flows.actions import Named
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ def flow_errors(config: SwitchConfig) -> list[FieldError]:
             errors.append(FieldError((*loc, flow), message))
         if index.entries > MAX_FLOWS:
             message = f"takes {index.entries} entries in the table, of {MAX_FLOWS} at most: use fewer flows or ranges"
+            errors.append(FieldError(loc, message))
+        if index.masks > MAX_MASKS:
+            message = (
+                f"match by {index.masks} different masks, of {MAX_MASKS} at most, each of which may cost a frame a "
+                "search: use fewer shapes of match"
+            )
             errors.append(FieldError(loc, message))
     return errors
 

@@ -27,6 +27,7 @@ from pvswitch.flows.text import DEFAULT_PRIORITY, match_name, read_flow
 from pvswitch.port_model import DEFAULT_BURST, MAX_BURST, MAX_KBPS, MIN_BURST, ConfigModel, Pps
 from pvswitch.values import Int, is_name, refuse
 
+MAX_MASKS = 1024  # PVS_MAX_MASKS, of a bridge
 MAX_FLOWS = 1_000_000  # PVS_MAX_FLOWS, of a bridge; a range counts as the masks it takes
 MAX_METERS = 256  # PVS_MAX_METERS, of a bridge
 MAX_COOKIE = (1 << 64) - 1
@@ -198,6 +199,7 @@ class FlowIndex:
 
     named: frozenset[tuple[Named, str]]  # ports, meters and mirrors
     entries: int  # that the core compares
+    masks: int  # that they have: what it looks them up by
     timed: tuple[str, ...]  # those that go by themselves
     twice: tuple[tuple[str, str], ...]  # flows with priority and match of another one: its name behind theirs
 
@@ -206,17 +208,19 @@ class FlowIndex:
         """Look at every flow; of too many entries only the number is known, for they would take all memory."""
         entries = sum(flow.size for flow in flows.values())
         if entries > MAX_FLOWS:
-            return cls(frozenset(), entries, (), ())
+            return cls(frozenset(), entries, 0, (), ())
         first: dict[tuple[int, Match], str] = {}
         named: set[tuple[Named, str]] = set()
+        masks: set[tuple[int, bytes]] = set()
         twice, timed = [], []
         for name, flow in flows.items():
             named |= flow.compiled.names
+            masks.update([(mask, rest) for _, _, mask, rest in flow.compiled.entries])
             if (other := first.setdefault(flow.identity, name)) != name:
                 twice.append((name, other))
             if flow.timed:
                 timed.append(name)
-        return cls(frozenset(named), entries, tuple(timed), tuple(twice))
+        return cls(frozenset(named), entries, len(masks), tuple(timed), tuple(twice))
 
 
 class Meter(ConfigModel):

@@ -12,7 +12,7 @@ import pytest
 
 from pvswitch.datapath.core import ffi, lib
 from pvswitch.errors import InvalidDocument
-from pvswitch.flow_model import MAX_FLOWS, MAX_METERS, Flow, Meter
+from pvswitch.flow_model import MAX_FLOWS, MAX_MASKS, MAX_METERS, Flow, Meter
 from pvswitch.flows import actions, compiled
 from pvswitch.flows.fields import FIELDS, WORDS
 from pvswitch.flows.match import range_masks, read_match
@@ -283,7 +283,8 @@ def test_numbers_are_the_cores() -> None:
         lib.PVS_MAX_ACTIONS,
         lib.PVS_MAX_VARIANTS,
     )
-    assert (MAX_FLOWS, MAX_METERS) == (lib.PVS_MAX_FLOWS, lib.PVS_MAX_METERS)
+    core = (lib.PVS_MAX_FLOWS, lib.PVS_MAX_MASKS, lib.PVS_MAX_METERS)
+    assert core == (MAX_FLOWS, MAX_MASKS, MAX_METERS)
     names = {"mod_": "SET_", "set_tunnel": "SET_TUNNEL"}
     for kind, number in compiled.KIND_NUMBERS.items():
         name = kind.upper()

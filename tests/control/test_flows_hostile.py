@@ -107,6 +107,16 @@ async def test_far_too_many_entries_are_counted_and_not_made(switch: Switch, mon
     assert "takes 1080000 entries in the table, of 1000000 at most" in answer.body["detail"]
 
 
+async def test_masks_are_those_that_the_core_looks_by(switch: Switch) -> None:
+    flows = [f"ip,nw_src=10.0.0.0/{i},nw_dst=10.0.0.0/{j},actions=drop" for i in range(1, 33) for j in range(1, 33)]
+    same = [f"priority={n},ip,nw_src=10.0.0.0/8,nw_dst=10.0.{n}.0/24,actions=drop" for n in range(256)]
+    answer = await switch.ask("POST", f"{BRIDGE}/flows:batch", json={"add": [*flows, *same]})
+    assert answer.status == 200, answer.body
+    answer = await put(switch, {"match": {"in_port": "vm1"}, "actions": []})
+    assert (answer.status, answer.pointers) == (422, ["#/bridges/br0/flows"])
+    assert "match by 1025 different masks, of 1024 at most" in answer.body["detail"]
+
+
 @pytest.mark.parametrize("match", [{}, {"tp_src": "80"}, {"tp_dst": "1-65534"}, {"tp_src": "3-9", "tp_dst": "1-65534"}])
 def test_entries_are_counted_as_they_are_made(match: dict[str, Any]) -> None:
     found = read_match({"dl_type": "0x0800", "nw_proto": 6, **match})
