@@ -26,6 +26,9 @@ PIECE = 128 << 10  # and its bytes, but for one frame more
 
 _NO_VLAN = (0, 0xFFFF)  # PVS_UNMAPPED
 
+FlowName = Callable[[str, int, int], str | None]
+"""A bridge's flow by its counter, which it had at that time (ns of the core's clock)."""
+
 
 class Rings(Protocol):
     """A `DatapathCapture`, as far as it is read here."""
@@ -55,7 +58,7 @@ class CaptureBlocks:
         rings: Rings,
         workers: int,
         known: KnownPorts,
-        flow_name: Callable[[str, int], str | None],
+        flow_name: FlowName,
         *,
         start_ns: int,
         offset: int,
@@ -170,7 +173,7 @@ class CaptureBlocks:
         if frame.vid not in _NO_VLAN:
             words.append(f"vlan {frame.vid}")
         if frame.flow is not None:
-            words.append(f"flow {self._flow_name(bridge, frame.flow) or f'#{frame.flow}'}")
+            words.append(f"flow {self._flow_name(bridge, frame.flow, frame.time_ns) or f'#{frame.flow}'}")
         if frame.unfinished:
             words.append("unfinished: its checksum or segmentation is left to the receiver")
         return ", ".join(words)

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pvswitch.bpf import compile_filter
 from pvswitch.capture_model import CaptureBody, CaptureInfo, CaptureState
 from pvswitch.capture_plane import CaptureTaken
-from pvswitch.capture_stream import CaptureBlocks
+from pvswitch.capture_stream import CaptureBlocks, FlowName
 from pvswitch.datapath import MAX_CAPTURES, Datapath, DatapathCapture
 from pvswitch.errors import ApplyError
 from pvswitch.known_ports import KnownPorts
@@ -33,7 +33,6 @@ READER_SECONDS = 30.0
 RINGS_BYTES = 8 << 20
 """Of all workers' rings of a capture; each is a power of two."""
 MIN_RING = 256 << 10  # so that the largest frame fits, and some more
-FlowName = Callable[[str, int], str | None]
 
 
 class _Capture:
@@ -100,9 +99,9 @@ class Captures:
         datapath: Datapath,
         publish: Callable[[], Awaitable[None]],
         known: KnownPorts,
-        flow_name: FlowName = lambda _bridge, _counter: None,
+        flow_name: FlowName = lambda _bridge, _counter, _at_ns: None,
     ) -> None:
-        """`publish` makes the tables anew, by which `wanted` is asked; `flow_name` knows a bridge's flow by counter."""
+        """`publish` makes the tables anew, by which `wanted` is asked; `flow_name` knows a bridge's flows."""
         self._datapath = datapath
         self._publish = publish
         self._known = known

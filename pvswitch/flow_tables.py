@@ -12,12 +12,11 @@ one change at a time. What is read may be read meanwhile.
 from __future__ import annotations
 
 import asyncio
-import errno
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pvswitch.datapath import (
-    MAX_MASKS,
     DatapathHandle,
     FlowCounters,
     FlowMeter,
@@ -34,6 +33,8 @@ from pvswitch.state import FlowStats, MeterStats
 
 READ = 4096
 """Counters that are read at a time."""
+REMEMBERED = 16_384
+"""Flows that are gone whose names are known: frames that met them may still wait in captures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class FlowTables:
         self._clock = clock
         self._tables: dict[str, Tabled] = {}
         self._meters: dict[tuple[str, str], FlowMeter] = {}
+        self._gone: OrderedDict[int, str] = OrderedDict()  # counter -> the last flow that had it and is gone
 
     # ---- changes
 
@@ -102,11 +104,6 @@ class FlowTables:
             self.undo(prepared)
             if isinstance(error, OSError):
                 message = f"the flows can't be put into the core: {error.strerror}; use fewer of them"
-                if error.errno == errno.E2BIG:
-                    message = (
-                        f"the flows' matches have more than {MAX_MASKS:,} different masks, each of which may cost a "
-                        "frame a search: use fewer shapes of match"
-                    )
                 raise ApplyError(message, pointer) from error
             raise
         kept = set(map(id, (*(tabled.table for tabled in prepared.tables.values()), *prepared.meters.values())))
@@ -167,8 +164,17 @@ class FlowTables:
         for name, names in old.items():
             kept = prepared.tables[name].names if name in prepared.tables else {}
             if kept is not names:
-                prepared.old_counters += names.keys() - kept.keys()
+                gone = names.keys() - kept.keys()
+                prepared.old_counters += gone
+                self._remember((counter, names[counter]) for counter in gone)
         self._tables, self._meters = prepared.tables, prepared.meters
+
+    def _remember(self, gone: Iterable[tuple[int, str]]) -> None:
+        for counter, name in gone:
+            self._gone[counter] = name
+            self._gone.move_to_end(counter)
+            if len(self._gone) > REMEMBERED:
+                self._gone.popitem(last=False)
 
     async def retire(self, prepared: PreparedFlows) -> None:
         """Free the old: no worker uses it any more."""
@@ -206,10 +212,13 @@ class FlowTables:
 
     # ---- what there is to see
 
-    def name(self, bridge: str, counter: int) -> str | None:
-        """Return the name of the flow of a bridge that has this counter, or None."""
+    def name(self, bridge: str, counter: int, at_ns: int | None = None) -> str | None:
+        """Return the name of the flow of a bridge that has this counter, or had it `at_ns` (now, when absent)."""
         tabled = self._tables.get(bridge)
-        return None if tabled is None else tabled.names.get(counter)
+        name = None if tabled is None else tabled.names.get(counter)
+        if at_ns is None or (tabled is not None and name is not None and tabled.counted[name].since_ns <= at_ns):
+            return name
+        return self._gone.get(counter)
 
     def table(self, bridge: str) -> FlowTable | None:
         """Return a bridge's table; None: it has no flows."""

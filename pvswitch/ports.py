@@ -89,7 +89,7 @@ class Ports(InForce):
         self._watches = Watches()
         self._known = KnownPorts()
         self._publishing = asyncio.Lock()
-        self.captures = Captures(datapath, self._publish, self._known, self.flow_name)
+        self.captures = Captures(datapath, self._publish, self._known, self.flows.name)
         self.recorder = FlightRecorder(datapath, self._known)
         self.tunnels = Tunnels(datapath, self._publish, self.fdb_of, self._flush_vtep)
         self._housekeeper: asyncio.Task[None] | None = None

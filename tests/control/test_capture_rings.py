@@ -75,8 +75,8 @@ class Core:
         await self.hold.wait()
         self.published.append(tables)
 
-    def flow_name(self, bridge: str, counter: int) -> str | None:
-        return "web" if (bridge, counter) == ("br0", 5) else None
+    def flow_name(self, bridge: str, counter: int, at_ns: int) -> str | None:
+        return {("br0", 5, 3): "web", ("br0", 5, 4): "other"}.get((bridge, counter, at_ns))
 
 
 @pytest.fixture
@@ -161,6 +161,7 @@ async def test_what_became_of_a_frame_is_said(core: Core) -> None:
         "to vm2, vlan 10": frame(1, peer=VM2, copies=1, vid=10),
         "3 copies": frame(2, peer=VM2, copies=3),
         "to vm2, flow web": frame(3, peer=VM2, copies=1, flow=5),
+        "to vm2, flow other": frame(4, peer=VM2, copies=1, flow=5),
         "to vm2, flow #6": frame(4, peer=VM2, copies=1, flow=6),
         "dropped: vlan_filtered": frame(5, drop="vlan_filtered"),
         "dropped: guest_rx_full, vlan 7": frame(6, VM2, inbound=False, drop="guest_rx_full", peer=VM1, vid=7),

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from pvswitch import flow_tables
 from pvswitch.controller import Controller
 from pvswitch.datapath import DatapathHandle, FlowCount, FlowCounters, FlowMeter, FlowTable, MeterCount
 from pvswitch.errors import ApplyError
@@ -181,6 +182,28 @@ async def test_a_counter_that_comes_back_begins_at_0(core: Core, tables: FlowTab
     core.now += SECOND
     stats = tables.stats("br0")["other"]
     assert (stats.packets, stats.bytes, stats.duration, stats.idle) == (1, 60, 2.0, 1.0)
+
+
+async def test_a_counter_had_another_name_before(
+    core: Core, tables: FlowTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(tables, config({"web": WEB}))
+    (counter,) = core.counters
+    first = core.now
+    assert tables.name("br0", counter, first) == tables.name("br0", counter) == "web"
+    core.now += SECOND
+    await put(tables, config({}))
+    assert tables.name("br0", counter) is None
+    assert tables.name("br0", counter, core.now) == "web"
+    core.now += SECOND
+    await put(tables, config({"other": "actions=drop"}))
+    assert tables.name("br0", counter, core.now - 1) == "web"
+    assert tables.name("br0", counter, core.now) == tables.name("br0", counter) == "other"
+    monkeypatch.setattr(flow_tables, "REMEMBERED", 1)
+    await put(tables, config({name: f"priority={n},actions=drop" for n, name in enumerate("abc")}))
+    used = list(core.counters)
+    await put(tables, config({}))
+    assert sorted(name for n in used if (name := tables.name("br0", n, core.now)) is not None) in (["a"], ["b"], ["c"])
 
 
 @pytest.mark.parametrize("late", [False, True])
