@@ -52,6 +52,9 @@ class CapturePlane(Protocol):
 class RecorderPlane(Protocol):
     """The flight recorder: newest first."""
 
+    def knows(self, port: str) -> bool:
+        """Whether a port's frames may be among the records: it is there, or was."""
+
     async def drops(
         self,
         *,

@@ -45,6 +45,10 @@ class KnownPorts:
         port = self._ports.get(ref)
         return None if port is None else port.name
 
+    def has(self, name: str) -> bool:
+        """Whether there is, or was, a port of this name."""
+        return any(port.name == name for port in self._ports.values())
+
     def name_of_index(self, index: int) -> str | None:
         """Return the name of the last port with this index."""
         return self.name(self._indices.get(index, 0))

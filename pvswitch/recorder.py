@@ -58,6 +58,10 @@ class FlightRecorder:
         except OSError as error:
             log.error("frames are not sampled as the configuration says", error=error.strerror)
 
+    def knows(self, port: str) -> bool:
+        """Whether a port's frames may be among the records: it is there, or was."""
+        return self._known.has(port)
+
     async def drops(
         self,
         *,

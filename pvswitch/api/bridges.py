@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from pvswitch.api.call import Call, edited, no_content, patch_resource, put_resource, reply
+from pvswitch.api.call import Call, edited, no_content, patch_resource, put_resource, refuse_unknown_port, reply
 from pvswitch.api.problem import ApiProblem, not_found
 from pvswitch.api.request import page, page_of_many, read_if_match, read_object
 from pvswitch.api.schemas import BridgeResource, ProblemError, StaticEntryBody
@@ -74,15 +74,12 @@ async def list_vlans(call: Call) -> web.Response:
 # ---- forwarding database ----
 
 
-def _entries(call: Call, query: Mapping[str, Any]) -> tuple[str, Iterator[FdbEntry]]:
+def _entries(call: Call) -> tuple[str, Iterator[FdbEntry]]:
     """Return the bridge of the path, and its addresses that match the query."""
     bridge = call.path("br")
     _check_bridge(call, bridge)
-    if (port := query.get("port")) is not None and port not in call.config.ports:
-        raise ApiProblem(
-            422, f"there is no port {port!r}", [ProblemError(pointer="?port", detail="there is no such port")]
-        )
-    wanted = [(key, query[key]) for key in ("port", "vid", "type") if key in query]
+    refuse_unknown_port(call)
+    wanted = [(key, call.query[key]) for key in ("port", "vid", "type") if key in call.query]
     entries = call.dataplane.fdb(bridge)
     return bridge, (entry for entry in entries if all(getattr(entry, key) == value for key, value in wanted))
 
@@ -119,14 +116,14 @@ def _entry(call: Call) -> tuple[str, FdbEntry]:
 
 async def list_fdb(call: Call) -> web.Response:
     """List a bridge's addresses."""
-    _, entries = _entries(call, call.query)
+    _, entries = _entries(call)
     return reply(await page_of_many(entries, lambda entry: f"{entry.vid:04}/{entry.mac}", call.query))
 
 
 async def flush_fdb(call: Call) -> web.Response:
     """Forget the dynamic addresses that the query names; `type=static` or `type=sticky` removes those instead."""
     tags = read_if_match(call.request)
-    bridge, _ = _entries(call, call.query)
+    bridge, _ = _entries(call)
     if call.query.get("type") == "external":
         detail = "external addresses are removed by who told them: DELETE them below /tunnels"
         raise ApiProblem(422, detail, [ProblemError(pointer="?type", detail=detail)])

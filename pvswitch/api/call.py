@@ -16,7 +16,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from pvswitch.api.access import actor
-from pvswitch.api.problem import not_found
+from pvswitch.api.problem import not_found, unknown_in_query
 from pvswitch.api.request import read_if_match, read_object, read_patch
 from pvswitch.api.schemas import Info, Page, PlanResult
 from pvswitch.controller import Controller, Dataplane
@@ -74,6 +74,12 @@ class Call(Context):
         plan = await self.edit(change, if_match=if_match, dry_run=self.query.get("dry_run") == "true")
         result = PlanResult(changes=list(plan.changes), disruptive=plan.disruptive)
         return reply(result, etag=self.controller.etag)
+
+
+def refuse_unknown_port(call: Call) -> None:
+    """Refuse a query for a `port` that isn't there (422): it is misspelt."""
+    if (port := call.query.get("port")) is not None and port not in call.config.ports:
+        raise unknown_in_query("port", "port", port)
 
 
 def reply(body: BaseModel, status: int = 200, etag: str | None = None) -> web.Response:

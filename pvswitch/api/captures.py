@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 from aiohttp import web
 
 from pvswitch import pcapng
 from pvswitch.api import access
 from pvswitch.api.call import Call, reply
-from pvswitch.api.problem import ApiProblem, not_found
+from pvswitch.api.problem import ApiProblem, not_found, unknown_in_query
 from pvswitch.api.request import DEFAULT_LIMIT, page, read_object
 from pvswitch.api.schemas import Page
 from pvswitch.bpf import FilterError
@@ -106,13 +107,21 @@ async def _write(request: web.Request, stream: CaptureStream, response: web.Stre
         await asyncio.sleep(0)  # others have their turn, however fast this client reads
 
 
+def _wanted(call: Call) -> dict[str, Any]:
+    """Return which records the query asks for. A port and a bridge must be there; a port may also be gone."""
+    port, bridge = call.query.get("port"), call.query.get("bridge")
+    if port is not None and port not in call.config.ports and not call.dataplane.recorder.knows(port):
+        raise unknown_in_query("port", "port", port)
+    if bridge is not None and bridge not in call.config.bridges:
+        raise unknown_in_query("bridge", "bridge", bridge)
+    return {**call.query, "limit": call.query.get("limit", DEFAULT_LIMIT)}
+
+
 async def list_drops(call: Call) -> web.Response:
     """List the last drops, newest first: what was dropped, where, why."""
-    query = {**call.query, "limit": call.query.get("limit", DEFAULT_LIMIT)}
-    return reply(Page[DropRecord](items=await call.dataplane.recorder.drops(**query), next=None))
+    return reply(Page[DropRecord](items=await call.dataplane.recorder.drops(**_wanted(call)), next=None))
 
 
 async def list_frames(call: Call) -> web.Response:
     """List the last frames that were sampled, newest first."""
-    query = {**call.query, "limit": call.query.get("limit", DEFAULT_LIMIT)}
-    return reply(Page[FrameRecord](items=await call.dataplane.recorder.frames(**query), next=None))
+    return reply(Page[FrameRecord](items=await call.dataplane.recorder.frames(**_wanted(call)), next=None))

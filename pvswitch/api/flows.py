@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from pvswitch.api.call import Call, edited, no_content, put_resource, reply, section_of
+from pvswitch.api.call import Call, edited, no_content, put_resource, refuse_unknown_port, reply, section_of
 from pvswitch.api.problem import ApiProblem, not_found
 from pvswitch.api.request import page, page_of_many, read_if_match, read_object
 from pvswitch.api.schemas import FlowChanges, FlowResource, MeterResource, Page, ProblemError
@@ -74,6 +74,7 @@ def read_cookie(text: str) -> tuple[int, int]:
 
 def _wanted(call: Call) -> Callable[[Flow], bool]:
     """Return which flows the query wants."""
+    refuse_unknown_port(call)
     port = call.query.get("port")
     cookie, bits = call.query.get("cookie", (0, 0))
 

@@ -63,6 +63,13 @@ def not_found(what: str, name: str) -> ApiProblem:
     return ApiProblem(404, f"there is no {what} {name!r}")
 
 
+def unknown_in_query(what: str, key: str, name: str) -> ApiProblem:
+    """Return a 422 for a query that names what isn't there."""
+    return ApiProblem(
+        422, f"there is no {what} {name!r}", [ProblemError(pointer=f"?{key}", detail=f"there is no such {what}")]
+    )
+
+
 def invalid(error: InvalidDocument) -> ApiProblem:
     """Return a 422 for a document with these errors."""
     items = [ProblemError(pointer=item.pointer, detail=item.message) for item in error.errors]

@@ -37,6 +37,7 @@ from pvswitch.api.schemas import (
     TunnelMacBody,
 )
 from pvswitch.capture_model import CaptureBody, CaptureInfo, DropRecord, FrameRecord
+from pvswitch.drop_words import DROPS
 from pvswitch.events import TYPES, EventStream
 from pvswitch.model import MAX_PAIRS, Bridge, Meter, Mirror, Revision, SwitchConfig
 from pvswitch.state import (
@@ -158,7 +159,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 _FRAMES_FILTER = (
     pattern("port", _NAME, "vm1", "of this port: its own, or of frames that came by it"),
     pattern("bridge", _NAME, "br0", "of ports that are on this bridge"),
-    pattern("reason", r"[a-z0-9_]{1,40}", "vlan_filtered", "dropped for this reason"),
+    choice("reason", *DROPS, description="dropped for this reason"),
     PAGING[0],
 )
 _DROPS_FILTER = (

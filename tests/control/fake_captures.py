@@ -79,7 +79,10 @@ class FakeCaptures:
 
 @dataclass
 class FakeRecorder:
-    """One drop at vm2, of a frame from vm1, and one sampled frame."""
+    """One drop at vm2, of a frame from vm1, and one sampled frame. There was a port `gone`."""
+
+    def knows(self, port: str) -> bool:
+        return port == "gone"
 
     async def drops(
         self,

@@ -172,16 +172,25 @@ async def test_frames_are_for_those_who_may_write(start: Start, tmp_path: Path) 
         ("", 1),
         ("?port=vm1", 1),
         ("?port=vm2&direction=tx&reason=guest_rx_full&bridge=br0&limit=5", 1),
-        ("?port=vm3", 0),
+        ("?port=gone", 0),
         ("?direction=rx", 0),
         ("?reason=policed", 0),
-        ("?bridge=lan", 0),
     ],
 )
 async def test_drops(switch: Switch, query: str, found: int) -> None:
     answer = await switch.ask("GET", f"/api/v1/drops{query}")
     assert (answer.status, len(answer.body["items"]), answer.body["next"]) == (200, found, None)
     assert all(bytes.fromhex(item["bytes"]) == FRAME for item in answer.body["items"])
+
+
+@pytest.mark.parametrize("what", ["drops", "frames"])
+async def test_what_is_misspelt_finds_no_nothing(switch: Switch, what: str) -> None:
+    answer = await switch.ask("GET", f"/api/v1/{what}?port=vm3")
+    assert (answer.status, answer.pointers, answer.body["detail"]) == (422, ["?port"], "there is no port 'vm3'")
+    answer = await switch.ask("GET", f"/api/v1/{what}?bridge=br3")
+    assert (answer.status, answer.pointers, answer.body["detail"]) == (422, ["?bridge"], "there is no bridge 'br3'")
+    answer = await switch.ask("GET", f"/api/v1/{what}?reason=vlan_filterd")
+    assert (answer.status, answer.pointers, "vlan_filtered," in answer.body["detail"]) == (422, ["?reason"], True)
 
 
 async def test_sampled_frames(switch: Switch) -> None:

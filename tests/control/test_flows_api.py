@@ -85,6 +85,9 @@ async def test_pages_and_filters(switch: Switch) -> None:
     assert len((await switch.ask("GET", f"{FLOWS}?cookie=0x1")).body["items"]) == 3
     assert len((await switch.ask("GET", f"{FLOWS}?port=vm1")).body["items"]) == 2
     assert (await switch.ask("GET", f"{FLOWS}?cookie=x")).pointers == ["?cookie"]
+    assert (await switch.ask("GET", f"{FLOWS}?port=vm9")).pointers == ["?port"]
+    assert (await switch.ask("DELETE", f"{FLOWS}?port=vm9")).status == 422
+    assert len(flows(switch)) == 5
     assert (await switch.ask("DELETE", f"{FLOWS}?cookie=1/1")).status == 204
     assert len(flows(switch)) == 2
     assert (await switch.ask("DELETE", FLOWS)).status == 204

@@ -13,6 +13,7 @@ def test_ports_are_known_by_reference_and_by_index() -> None:
     known.note(0x2_0005, "new", "br1")
     assert (known.name(0x1_0005), known.get(0x2_0005)) == ("old", KnownPort("new", "br1"))
     assert (known.name_of_index(5), known.name_of_index(6), known.get(0)) == ("new", None, None)
+    assert (known.has("old"), known.has("new"), known.has("no")) == (True, True, False)
 
 
 def test_those_that_are_gone_for_long_are_forgotten() -> None:
