@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from pvswitch.errors import InvalidDocument, printable
-from pvswitch.flows.actions import Named, read_actions
+from pvswitch.flows.actions import Action, Named, read_actions
 from pvswitch.flows.compiled import Compiled, compile_flow
 from pvswitch.flows.fields import BadValue, number
-from pvswitch.flows.match import Match, read_match
+from pvswitch.flows.match import Match, MatchFields, read_match
 from pvswitch.flows.text import DEFAULT_PRIORITY, match_name, read_flow
 from pvswitch.port_model import DEFAULT_BURST, MAX_BURST, MAX_KBPS, MIN_BURST, ConfigModel, Pps
 from pvswitch.values import Int, is_name, refuse
@@ -46,7 +46,7 @@ def _nested(error: InvalidDocument) -> ValidationError:
     )
 
 
-def _check_match(value: object) -> dict[str, str | int]:
+def _check_match(value: object) -> MatchFields:
     if not isinstance(value, Mapping):
         refuse('must be a mapping of fields to values, like {"in_port": "vm1", "dl_type": "0x0800"}')
     try:
@@ -59,9 +59,18 @@ def _check_actions(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         refuse('must be a list of actions, like ["set_vlan_vid:20", "output:uplink"]')
     try:
+        if all(type(text) is str for text in value):
+            return _known_actions(tuple(value))[0]
         return tuple(action.text() for action in read_actions(value))
     except InvalidDocument as error:
         raise _nested(error) from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_actions(texts: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[Action, ...]]:
+    """Return actions as they are printed, and as they are meant: of thousands of flows many have the same."""
+    actions = read_actions(texts)
+    return tuple(action.text() for action in actions), actions
 
 
 def _check_cookie(value: object) -> str:
@@ -80,7 +89,7 @@ class Flow(ConfigModel):
     """What is done with the frames that match, in the place of `normal`."""
 
     priority: Int = Field(DEFAULT_PRIORITY, ge=0, le=65535, description="the highest that matches counts")
-    match: Annotated[dict[str, str | int], BeforeValidator(_check_match, json_schema_input_type=dict[str, _VALUE])] = (
+    match: Annotated[dict[str, str | int], PlainValidator(_check_match, json_schema_input_type=dict[str, _VALUE])] = (
         Field(default_factory=dict, description="fields and values, as ovs-fields(7); every frame when empty")
     )
     actions: Annotated[tuple[str, ...], BeforeValidator(_check_actions, json_schema_input_type=list[str])] = Field(
@@ -117,13 +126,17 @@ class Flow(ConfigModel):
         return hashlib.sha256(self.text.encode()).digest()
 
     @functools.cached_property
+    def _fields(self) -> MatchFields:
+        return self.match if isinstance(self.match, MatchFields) else read_match(self.match).fields()
+
+    @property
     def _match(self) -> Match:
-        return read_match(self.match)
+        return self._fields.match
 
     @functools.cached_property
     def compiled(self) -> Compiled:
         """What the core is told of it, but for slots and counter."""
-        return compile_flow(self._match, self.priority, read_actions(self.actions))
+        return compile_flow(self._match, self.priority, _known_actions(self.actions)[1])
 
     @functools.cached_property
     def identity(self) -> tuple[int, Match]:
@@ -133,7 +146,7 @@ class Flow(ConfigModel):
     @functools.cached_property
     def match_name(self) -> str:
         """Its name where it is given none."""
-        return match_name(self.priority, self._match)
+        return match_name(self.priority, self._fields)
 
     @property
     def size(self) -> int:

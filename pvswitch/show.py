@@ -261,7 +261,7 @@ def _draw_flows(data: Json) -> RenderableType:
             flow["bridge"],
             None if "=" in flow["name"] else flow["name"],
             flow["priority"],
-            read_match(flow["match"]).text() or "any",
+            read_match(flow["match"]).fields().text() or "any",
             ",".join(flow["actions"]),
             *((stats["packets"], stats["bytes"], f"{stats['idle']:.0f} s") if stats else (None, None, None)),
         ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -115,8 +116,8 @@ def mac_text(value: int) -> str:
 def ipv4_number(text: str) -> int:
     """Return an IPv4 address as a number; BadValue."""
     try:
-        return int(ipaddress.IPv4Address(text))
-    except ValueError:
+        return int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big")
+    except (OSError, ValueError):
         raise BadValue("must be an IPv4 address like 192.0.2.1") from None
 
 

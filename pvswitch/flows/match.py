@@ -2,7 +2,7 @@
 """A match: which frames a flow is for. Read from fields and values, printed canonically, and as the bits compared.
 
 `read_match` takes what JSON has ({"nw_dst": "10.0.0.0/24", "tp_dst": "80-90"}) and finds every error at once; two
-matches for the same frames are equal, however they were written. `Match.fields` prints it as JSON, `Match.text` as
+matches for the same frames are equal, however they were written. `Match.fields` prints it as JSON, their `text` as
 ovs-ofctl(8) does, and `Match.entries` gives the keys and masks that the core compares: several where a range takes
 several masks. Prerequisites are those of ovs-fields(7).
 """
@@ -27,7 +27,7 @@ _ICMP = frozenset({(IPV4, 1), (IPV6, 58)})
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _FULL_IN_PORT = 0xFFFFFFFF << IN_PORT_SHIFT
 MAX_FIELDS = len(FIELDS) + 1  # and in_port
-_ORDER = ["tun_id", "in_port", *(name for name in FIELDS if name != "tun_id")]
+_ORDER = {name: place for place, name in enumerate(["tun_id", "in_port", *(n for n in FIELDS if n != "tun_id")])}
 
 # What stands at the same place of a key has a name of its own in ARP and in ICMP.
 _IN_ARP = {"nw_src": "arp_spa", "nw_dst": "arp_tpa", "nw_proto": "arp_op"}
@@ -89,37 +89,21 @@ class Match:
             return None
         return (self.key >> field.shift) & field.full
 
-    def fields(self) -> dict[str, str | int]:
+    def fields(self) -> MatchFields:
         """Return it field by field, in the order of ovs-ofctl(8); to be read again by `read_match`."""
-        found: dict[str, str | int] = {}
+        found = MatchFields(self)
         ranges = {name: f"{first}-{last}" for name, first, last in self.ranges}
-        kind = self.value("dl_type")
-        protocol = self.value("nw_proto")
-        for name in _ORDER:
-            if name == "in_port":
-                if self.in_port is not None:
-                    found[name] = self.in_port
-            elif name in ranges:
-                found[name] = ranges[name]
-            else:
-                field = FIELDS[name]
-                mask = (self.mask >> field.shift) & ((1 << field.bits) - 1)
-                if mask and _lacks(name, kind, protocol) is None and _is_named(name, self.key >> field.shift, mask):
-                    found[name] = field.show(field, (self.key >> field.shift) & mask, mask)
+        tagged = bool(self.key >> FIELDS["vlan_tci"].shift & PRESENT)
+        shown = _shown(self.mask, self.value("dl_type"), self.value("nw_proto"), tagged)
+        if self.in_port is not None or ranges:
+            names = {*ranges, *(field.name for field, _ in shown), *(["in_port"] if self.in_port is not None else [])}
+            found.update(dict.fromkeys(sorted(names, key=_ORDER.__getitem__), 0))
+        if self.in_port is not None:
+            found["in_port"] = self.in_port
+        found.update(ranges)
+        for field, mask in shown:
+            found[field.name] = field.show(field, (self.key >> field.shift) & mask, mask)
         return found
-
-    def text(self) -> str:
-        """Return it as ovs-ofctl(8) prints it: "tcp,in_port=vm1,tp_dst=80"; "" matches every frame."""
-        fields = self.fields()
-        words = []
-        protocol = fields.get("nw_proto")
-        for name, pair in _BY_LENGTH:
-            if self.value("dl_type") == pair[0] and pair[1] in (None, protocol):
-                words.append(name)
-                fields = {k: v for k, v in fields.items() if k != "dl_type" and (k != "nw_proto" or pair[1] is None)}
-                break
-        words += [f"{name}={value}" for name, value in fields.items()]
-        return ",".join(words)
 
     @property
     def size(self) -> int:
@@ -139,13 +123,42 @@ class Match:
 _BY_LENGTH = sorted(SHORTHANDS.items(), key=lambda item: item[1][1] is None)  # those with a protocol first
 
 
-def _is_named(name: str, word: int, mask: int) -> bool:
+class MatchFields(dict[str, str | int]):
+    """A match field by field, and what it was made from."""
+
+    def __init__(self, match: Match) -> None:
+        """Begin without fields."""
+        self.match = match
+
+    def text(self) -> str:
+        """Return it as ovs-ofctl(8) prints it: "tcp,in_port=vm1,tp_dst=80"; "" matches every frame."""
+        kind, protocol = self.match.value("dl_type"), self.get("nw_proto")
+        for name, pair in _BY_LENGTH:
+            if kind == pair[0] and pair[1] in (None, protocol):
+                said = ("dl_type",) if pair[1] is None else ("dl_type", "nw_proto")
+                return ",".join([name, *(f"{key}={value}" for key, value in self.items() if key not in said)])
+        return ",".join(f"{key}={value}" for key, value in self.items())
+
+
+@functools.lru_cache(maxsize=1024)
+def _shown(mask: int, kind: int | None, protocol: int | None, tagged: bool) -> tuple[tuple[Field, int], ...]:
+    """Return the fields that a mask looks at, in order, and the bits of each. `tagged`: the key has a VLAN tag."""
+    found = []
+    for name in sorted(FIELDS, key=_ORDER.__getitem__):
+        field = FIELDS[name]
+        bits = (mask >> field.shift) & ((1 << field.bits) - 1)
+        if bits and _lacks(name, kind, protocol) is None and _is_named(name, tagged, bits):
+            found.append((field, bits))
+    return tuple(found)
+
+
+def _is_named(name: str, tagged: bool, mask: int) -> bool:
     """Return whether bits of vlan_tci, which three fields share, are this one's; of all other fields they are."""
     if name not in ("dl_vlan", "dl_vlan_pcp", "vlan_tci"):
         return True
-    tagged = mask in (0x1FFF, 0xF000, 0xFFFF) and bool(word & PRESENT)
+    parts = tagged and mask in (0x1FFF, 0xF000, 0xFFFF)
     wanted = {"dl_vlan": 0x0FFF, "dl_vlan_pcp": 0xE000}.get(name)
-    return not tagged if wanted is None else tagged and mask & wanted == wanted
+    return not parts if wanted is None else parts and mask & wanted == wanted
 
 
 @functools.lru_cache(maxsize=1024)

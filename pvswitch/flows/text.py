@@ -16,7 +16,7 @@ from typing import Any
 from pvswitch.errors import FieldError, InvalidDocument
 from pvswitch.flows.actions import Action, read_actions
 from pvswitch.flows.fields import SHORTHANDS
-from pvswitch.flows.match import Match, read_match
+from pvswitch.flows.match import MatchFields, read_match
 
 DEFAULT_PRIORITY = 32768
 MAX_TEXT = 8192
@@ -149,7 +149,7 @@ def read_flows(text: str, *, judged: bool = True) -> list[tuple[int, dict[str, A
 # ---- printing ----
 
 
-def match_name(priority: int, match: Match) -> str:
+def match_name(priority: int, match: MatchFields) -> str:
     """Return the name of a flow that was given none."""
     text = match.text()
     return f"priority={priority},{text}" if text else f"priority={priority}"
@@ -160,7 +160,7 @@ def named_by_match(text: str) -> str:
     flow = read_flow(text, actions=False)
     for key in flow.keys() - {"priority", "match"}:
         raise InvalidDocument([FieldError((key,), "doesn't say which flow it is: leave it out")])
-    return match_name(flow.get("priority", DEFAULT_PRIORITY), read_match(flow["match"]))
+    return match_name(flow.get("priority", DEFAULT_PRIORITY), read_match(flow["match"]).fields())
 
 
 def show_actions(actions: Iterable[Action]) -> str:
@@ -173,7 +173,7 @@ def show_flow(flow: Mapping[str, Any], name: str | None = None, counters: Sequen
 
     Its name is there where it has one of its own.
     """
-    match = read_match(flow.get("match", {}))
+    match = read_match(flow.get("match", {})).fields()
     priority = flow.get("priority", DEFAULT_PRIORITY)
     words = [f"cookie={flow.get('cookie', '0x0')}", *counters]
     words += [f"{key}={flow[key]}" for key in ("idle_timeout", "hard_timeout") if flow.get(key)]
