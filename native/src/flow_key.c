@@ -6,9 +6,9 @@
 
 /* What is pulled for flows: it leaves room for the tags that they may push. */
 enum { FLOW_HEAD = PVS_HEAD_MAX - 3 * PVS_VLAN_HLEN };
-/* IPv4 without options, and TCP. */
-enum { USUAL = 40 };
 enum { IPV4_HLEN = 20, IPV6_HLEN = 40, ARP_LEN = 28, LLC_SNAP = 8 };
+/* Without options, and with TCP's header. */
+enum { USUAL_IPV4 = IPV4_HLEN + 20, USUAL_IPV6 = IPV6_HLEN + 20 };
 
 /*
  * How long an IP packet is that says so of itself; 0 when the frame is shorter. A frame that is to be cut isn't believed: its segments
@@ -216,31 +216,58 @@ key_l3(const struct pvs_frame *frame, const struct pvs_layers *l, uint64_t *key)
 
 /* Is it what most frames are: a whole IPv4 packet of TCP or UDP without options? */
 static inline bool
-is_usual(const struct pvs_frame *frame)
+is_usual_ipv4(const struct pvs_frame *frame)
 {
     uint32_t at = frame->parsed.l3_offset;
     const uint8_t *p = frame->head + at;
 
-    if (frame->parsed.ethertype != ETHERTYPE_IPV4 || at + USUAL > frame->head_len || p[0] != 0x45)
+    if (frame->parsed.ethertype != ETHERTYPE_IPV4 || at + USUAL_IPV4 > frame->head_len || p[0] != 0x45)
         return false;
     uint32_t packet = pvs_load16(p + 2);
-    return packet >= USUAL && packet <= frame->len - at && (pvs_load16(p + 6) & 0x3fff) == 0 &&
+    return packet >= USUAL_IPV4 && packet <= frame->len - at && (pvs_load16(p + 6) & 0x3fff) == 0 &&
            (p[9] == PVS_PROTO_TCP || p[9] == PVS_PROTO_UDP);
+}
+
+/* Or such a one of IPv6, without extension headers? */
+static inline bool
+is_usual_ipv6(const struct pvs_frame *frame)
+{
+    uint32_t at = frame->parsed.l3_offset;
+    const uint8_t *p = frame->head + at;
+
+    if (frame->parsed.ethertype != ETHERTYPE_IPV6 || at + USUAL_IPV6 > frame->head_len)
+        return false;
+    uint32_t packet = pvs_load16(p + 4) + (uint32_t)IPV6_HLEN;
+    return packet >= USUAL_IPV6 && packet <= frame->len - at && (p[6] == PVS_PROTO_TCP || p[6] == PVS_PROTO_UDP);
 }
 
 /* The key of such a frame, in a few loads. False: it is another one. */
 static inline bool
 key_usual(const struct pvs_frame *frame, uint64_t *key)
 {
-    const uint8_t *p = frame->head + frame->parsed.l3_offset;
+    const uint8_t *p = frame->head + frame->parsed.l3_offset, *l4;
+    uint8_t proto;
 
-    if (!is_usual(frame))
+    if (is_usual_ipv4(frame)) {
+        l4 = p + IPV4_HLEN;
+        proto = p[9];
+        key[PVS_WORD_L4] = (uint64_t)p[1] << 48 | (uint64_t)p[8] << 40;
+        key[PVS_WORD_SRC - 1] = key[PVS_WORD_DST - 1] = 0;
+        key[PVS_WORD_SRC] = pvs_load32(p + 12);
+        key[PVS_WORD_DST] = pvs_load32(p + 16);
+    } else if (is_usual_ipv6(frame)) {
+        l4 = p + IPV6_HLEN;
+        proto = p[6];
+        key[PVS_WORD_L4] = (uint64_t)(pvs_load16(p) >> 4 & 0xff) << 48 | (uint64_t)p[7] << 40;
+        key[PVS_WORD_SRC - 1] = pvs_load64(p + 8);
+        key[PVS_WORD_SRC] = pvs_load64(p + 16);
+        key[PVS_WORD_DST - 1] = pvs_load64(p + 24);
+        key[PVS_WORD_DST] = pvs_load64(p + 32);
+    } else {
         return false;
-    key[PVS_WORD_L4] = (uint64_t)p[9] << 56 | (uint64_t)p[1] << 48 | (uint64_t)p[8] << 40 | pvs_load32(p + IPV4_HLEN);
-    key[PVS_WORD_SRC - 1] = key[PVS_WORD_DST - 1] = 0;
-    key[PVS_WORD_SRC] = pvs_load32(p + 12);
-    key[PVS_WORD_DST] = pvs_load32(p + 16);
-    key[PVS_WORD_SHA] = p[9] == PVS_PROTO_TCP ? pvs_load16(p + IPV4_HLEN + 12) & 0x0fff : 0;
+    }
+    key[PVS_WORD_L4] |= (uint64_t)proto << 56 | pvs_load32(l4);
+    key[PVS_WORD_SHA] = proto == PVS_PROTO_TCP ? pvs_load16(l4 + 12) & 0x0fff : 0;
     key[PVS_WORD_THA] = key[PVS_WORD_TARGET] = key[PVS_WORD_TARGET + 1] = 0;
     return true;
 }
@@ -272,12 +299,39 @@ pvs_flow_key(const struct pvs_frame *frame, uint32_t slot, uint32_t tun_id, enum
     key[2] = parsed->src << 16 | tci;
 }
 
+/* Of two usual packets all but lengths, ID and checksum; of TCP the flags. */
+static inline bool
+same_ipv4(const uint8_t *p, const uint8_t *q)
+{
+    uint64_t differ = (pvs_load64(p) ^ pvs_load64(q)) & 0xffff00000000ffff;
+
+    differ |= (pvs_load64(p + 8) ^ pvs_load64(q + 8)) & 0xffff0000ffffffff;
+    differ |= pvs_load64(p + 16) ^ pvs_load64(q + 16);
+    if (p[9] == PVS_PROTO_TCP)
+        differ |= (pvs_load64(p + 28) ^ pvs_load64(q + 28)) & 0x0fff0000;
+    return differ == 0;
+}
+
+/* All but flow label and length; of TCP the flags. */
+static inline bool
+same_ipv6(const uint8_t *p, const uint8_t *q)
+{
+    uint64_t differ = (pvs_load64(p) ^ pvs_load64(q)) & 0xfff000000000ffff;
+
+    for (uint32_t at = 8; at < IPV6_HLEN; at += 8)
+        differ |= pvs_load64(p + at) ^ pvs_load64(q + at);
+    differ |= pvs_load32(p + 40) ^ pvs_load32(q + 40);
+    if (p[6] == PVS_PROTO_TCP)
+        differ |= (pvs_load64(p + 48) ^ pvs_load64(q + 48)) & 0x0fff0000;
+    return differ == 0;
+}
+
 bool
 pvs_flow_same_key(const struct pvs_frame *one, const struct pvs_frame *other, enum pvs_flow_depth depth)
 {
     const uint8_t *p = one->head + one->parsed.l3_offset, *q = other->head + other->parsed.l3_offset;
 
-    /* the receiver, and the ports: mostly it is these that differ. Behind the end of a short frame it is no matter what they are. */
+    /* of IPv4 the receiver and the ports: mostly it is these that differ. Behind the end of a short frame it is no matter what they are. */
     if (depth != PVS_DEPTH_L2 && pvs_load64(p + 16) != pvs_load64(q + 16))
         return false;
     if (memcmp(&one->parsed, &other->parsed, sizeof one->parsed) != 0 ||
@@ -286,14 +340,8 @@ pvs_flow_same_key(const struct pvs_frame *one, const struct pvs_frame *other, en
         return false;
     if (depth == PVS_DEPTH_L2)
         return one->parsed.ethertype >= 0x0600;
-    if (!is_usual(one) || !is_usual(other))
-        return false;
-    /* all else but lengths, ID and checksum; of TCP the flags */
-    uint64_t differ = (pvs_load64(p) ^ pvs_load64(q)) & 0xffff00000000ffff;
-    differ |= (pvs_load64(p + 8) ^ pvs_load64(q + 8)) & 0xffff0000ffffffff;
-    if (p[9] == PVS_PROTO_TCP)
-        differ |= (pvs_load64(p + 28) ^ pvs_load64(q + 28)) & 0x0fff0000;
-    return differ == 0;
+    return one->parsed.ethertype == ETHERTYPE_IPV6 ? is_usual_ipv6(one) && is_usual_ipv6(other) && same_ipv6(p, q)
+                                                   : is_usual_ipv4(one) && is_usual_ipv4(other) && same_ipv4(p, q);
 }
 
 /* How much of an L4 header flows look at. */
