@@ -2,7 +2,8 @@
 /*
  * switch.h - what the control thread owns: the workers, the port indices, the commands under way.
  *
- * Shared by the files that implement pvs_api.h (switch.c, tables.c, flows.c, ports.c, uplinks.c, moves.c); nobody else may include it.
+ * Shared by the files that implement pvs_api.h (switch.c, tables.c, publish.c, flows.c, ports.c, uplinks.c,
+ * moves.c, vlan_counters.c); nobody else may include it.
  */
 #ifndef PVS_SWITCH_H
 #define PVS_SWITCH_H
@@ -45,13 +46,16 @@ void pvs_move_released(struct pvs_switch *sw, struct pvs_command *command);
 /* And the second: a stop that was kept back goes on its way. */
 void pvs_move_adopted(struct pvs_queue *queue);
 
+/* The tables for these ports and bridges. -EINVAL, -ENOMEM */
+int pvs_tables_make(const struct pvs_port_conf *ports, uint32_t n_ports, const struct pvs_bridge_conf *bridges,
+                    uint32_t n_bridges, struct pvs_tables **out);
 void pvs_tables_free(struct pvs_tables *tables);
 /* All workers have the tables that were published last. */
 void pvs_tables_settled(struct pvs_switch *sw);
 
 /* What the tables say of bridges' flows. -EINVAL, -ENOMEM */
 int pvs_flows_fill(struct pvs_tables *tables, const struct pvs_bridge_conf *bridges, uint32_t n_bridges);
-/* All workers have these tables: buckets of meters whose rate has changed begin full, as those of ports do (tables.c). */
+/* All workers have these tables: buckets of meters whose rate has changed begin full, as those of ports do (publish.c). */
 void pvs_flow_meters_settle(struct pvs_tables *tables);
 
 /* ---- between ports.c and uplinks.c ---- */

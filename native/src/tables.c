@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tables.c - makes the tables that workers decide by, from what control wants, and publishes them (pvs_api.h).
+ * tables.c - makes the tables that workers decide by, from what control wants. publish.c hands them out.
  */
 #include "parse.h"
 #include "switch.h"
@@ -254,21 +254,6 @@ mirrors_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n
     return rc;
 }
 
-/* ---- captures ---- */
-
-/* Do the ports name only captures that there are? */
-static bool
-captures_known(const struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports)
-{
-    uint32_t known = 0, named = 0;
-
-    for (uint32_t i = 0; i < PVS_MAX_CAPTURES; i++)
-        known |= sw->capture[i] != NULL ? 1U << i : 0;
-    for (uint32_t p = 0; p < n_ports; p++)
-        named |= ports[p].capture_in | ports[p].capture_out;
-    return (named & ~known) == 0;
-}
-
 /* ---- tunnels ---- */
 
 /* The networks of an endpoint's tunnels, once for all of them. */
@@ -428,8 +413,8 @@ ports_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_p
 }
 
 static int
-tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports,
-            const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
+fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_ports, const struct pvs_bridge_conf *bridges,
+     uint32_t n_bridges)
 {
     for (uint32_t b = 0; b < n_bridges; b++)
         t->bridge[b] = (struct pvs_bridge_view){ .fdb = bridges[b].fdb,
@@ -454,114 +439,17 @@ tables_fill(struct pvs_tables *t, const struct pvs_port_conf *ports, uint32_t n_
     return rc;
 }
 
-/* Which ports keep what is learned there, of each bridge: those that are gone, or on another one, no longer do. */
-static void
-sticky_tell(const struct pvs_tables *t, const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
-{
-    for (uint32_t b = 0; b < n_bridges; b++)
-        for (uint32_t p = 0; p < PVS_MAX_PORTS; p++) {
-            const struct pvs_port_view *port = &t->port[p];
-            bool sticky = port->ref != 0 && port->bridge == b && port->security != NULL && port->security->sticky;
-            pvs_fdb_set_sticky(bridges[b].fdb, p, sticky ? port->ref : 0);
-        }
-}
-
-/*
- * A bucket knows when it will be full at the rate that it had; at another one that may be years away. So a port whose limits
- * change begins with full ones, as soon as no worker charges by the old.
- */
-static void
-limits_compare(struct pvs_switch *sw, const struct pvs_tables *t)
-{
-    for (uint32_t p = 0; p < PVS_MAX_PORTS; p++) {
-        const struct pvs_policy *now = t->port[p].policy, *before = sw->tables->port[p].policy;
-        if (now != NULL && (before == NULL || memcmp(now, before, sizeof *now) != 0))
-            t->port[p].port->limits_changed = true;
-    }
-}
-
-void
-pvs_tables_settled(struct pvs_switch *sw)
-{
-    for (uint32_t p = 0; p < PVS_MAX_PORTS; p++) {
-        struct pvs_port *port = sw->port[p];
-        if (port == NULL || !port->limits_changed)
-            continue;
-        port->limits_changed = false;
-        for (uint32_t kind = 0; kind < PVS_STORM_CLASSES; kind++)
-            pvs_meter_fill(&port->meters.storm[kind]);
-        pvs_meter_fill(&port->meters.policing);
-        pvs_meter_fill(&port->meters.shaping);
-    }
-    pvs_flow_meters_settle(sw->tables);
-}
-
-int64_t
-pvs_publish(struct pvs_switch *sw, const struct pvs_port_conf *ports, uint32_t n_ports,
-            const struct pvs_bridge_conf *bridges, uint32_t n_bridges)
-{
-    int rc;
-
-    if (n_ports > PVS_MAX_PORTS || n_bridges > PVS_MAX_BRIDGES || !captures_known(sw, ports, n_ports))
-        return -EINVAL;
-    struct pvs_command *command = pvs_command_new(sw, PVS_OP_PUBLISH, 0, &rc);
-    if (command == NULL)
-        return rc;
-    struct pvs_tables *tables = calloc(1, sizeof *tables);
-    rc = tables == NULL ? -ENOMEM : tables_fill(tables, ports, n_ports, bridges, n_bridges);
-    if (rc != 0) {
-        pvs_tables_free(tables);
-        free(command);
-        return rc;
-    }
-    sticky_tell(tables, bridges, n_bridges);
-    limits_compare(sw, tables);
-    command->publish.tables = tables;
-    command->publish.old = sw->tables;
-    sw->tables = tables;
-    command->publish.number = ++sw->published;
-    for (uint32_t i = 0; i < n_ports; i++) {
-        ports[i].port->published = sw->published;
-        if (ports[i].tunnel != NULL)
-            ports[i].tunnel->endpoint->published = sw->published;
-    }
-    return pvs_command_submit(sw, command);
-}
-
-/* ---- counters of VLANs ---- */
-
 int
-pvs_vlan_counters_create(struct pvs_switch *sw, struct pvs_vlan_counters **out)
+pvs_tables_make(const struct pvs_port_conf *ports, uint32_t n_ports, const struct pvs_bridge_conf *bridges,
+                uint32_t n_bridges, struct pvs_tables **out)
 {
-    struct pvs_vlan_counters *c = calloc(1, sizeof *c);
-    int rc = c == NULL ? -ENOMEM : 0;
+    struct pvs_tables *t = calloc(1, sizeof *t);
+    int rc = t == NULL ? -ENOMEM : fill(t, ports, n_ports, bridges, n_bridges);
 
-    for (uint32_t i = 0; rc == 0 && i < sw->conf.n_workers; i++) {
-        c->of[i] = calloc(PVS_VIDS, sizeof *c->of[i]);
-        rc = c->of[i] == NULL ? -ENOMEM : 0;
-    }
     if (rc != 0) {
-        pvs_vlan_counters_destroy(c);
+        pvs_tables_free(t);
         return rc;
     }
-    *out = c;
+    *out = t;
     return 0;
-}
-
-void
-pvs_vlan_counters_destroy(struct pvs_vlan_counters *c)
-{
-    for (uint32_t i = 0; c != NULL && i < PVS_MAX_WORKERS; i++)
-        free(c->of[i]);
-    free(c);
-}
-
-void
-pvs_vlan_counters_read(const struct pvs_vlan_counters *c, uint16_t vid, uint64_t *packets, uint64_t *bytes)
-{
-    *packets = *bytes = 0;
-    for (uint32_t i = 0; i < PVS_MAX_WORKERS && c->of[i] != NULL; i++) {
-        *packets += atomic_load_explicit(&c->of[i][vid % PVS_VIDS].packets, memory_order_relaxed);
-        *bytes += atomic_load_explicit(&c->of[i][vid % PVS_VIDS].bytes, memory_order_relaxed);
-    }
 }
