@@ -121,6 +121,11 @@ def ipv4_number(text: str) -> int:
         raise BadValue("must be an IPv4 address like 192.0.2.1") from None
 
 
+def ipv4_text(value: int) -> str:
+    """Return a number as an IPv4 address."""
+    return socket.inet_ntop(socket.AF_INET, value.to_bytes(4, "big"))
+
+
 def _read_mac(field: Field, text: str) -> Value:
     value, slash, mask = text.partition("/")
     bits = mac_number(mask) if slash else field.full
@@ -152,7 +157,7 @@ def _read_ipv4(field: Field, text: str) -> Value:
 
 
 def _show_ipv4(_: Field, value: int, mask: int) -> str:
-    return _show_address(ipaddress.IPv4Address, 32, value, mask)
+    return _show_address(ipv4_text, 32, value, mask)
 
 
 def _ipv6_number(text: str) -> int:
@@ -173,16 +178,14 @@ def _read_ipv6(field: Field, text: str) -> Value:
 
 
 def _show_ipv6(_: Field, value: int, mask: int) -> str:
-    return _show_address(ipaddress.IPv6Address, 128, value, mask)
+    return _show_address(lambda number: str(ipaddress.IPv6Address(number)), 128, value, mask)
 
 
-def _show_address(
-    kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address], bits: int, value: int, mask: int
-) -> str:
+def _show_address(show: Callable[[int], str], bits: int, value: int, mask: int) -> str:
     length = _prefix_length(mask, bits)
     if length == bits:
-        return str(kind(value))
-    return f"{kind(value)}/{kind(mask) if length is None else length}"
+        return show(value)
+    return f"{show(value)}/{show(mask) if length is None else length}"
 
 
 # ---- words ----

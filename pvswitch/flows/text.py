@@ -75,7 +75,8 @@ def _read_words(text: str, errors: list[FieldError]) -> tuple[dict[str, Any], di
     flow: dict[str, Any] = {}
     match: dict[str, object] = {}
     for word in _WORDS.findall(text):
-        key, has, value = (part.strip() for part in word.partition("="))
+        key, has, value = word.partition("=")
+        key, value = key.strip(), value.strip()
         if key in _REFUSED:
             errors.append(FieldError((key,), _REFUSED[key]))
         elif key in _COUNTERS:
