@@ -396,7 +396,7 @@ LOADS = [
 )
 def test_load_arrives_whole(features: int, load: Load) -> None:
     with pair(features=features) as (a, da), pair(features=features) as (b, db), wire((da, [db])):
-        result = generate(a, [b], replace(load, stall=5.0))
+        result = generate(a, [b], replace(load, stall=30.0))
     assert result.sent == result.received > 0
     assert (result.lost, result.reordered, result.corrupted, result.foreign, result.errors) == (0, 0, 0, 0, 0)
     assert not load.frames or result.sent == load.frames
@@ -404,7 +404,7 @@ def test_load_arrives_whole(features: int, load: Load) -> None:
 
 def test_load_floods_to_several() -> None:
     with pair() as (a, da), pair() as (b, db), pair(rx_buf_size=128) as (c, dc), wire((da, [db, dc])):
-        load = Load(b"\xff" * 6, MAC_A, frames=100, level=2, len=700, window=16, flood=True, stall=5.0)
+        load = Load(b"\xff" * 6, MAC_A, frames=100, level=2, len=700, window=16, flood=True, stall=30.0)
         result = generate(a, [b, c], load)
     assert (result.sent, result.received, result.lost, result.corrupted) == (100, 200, 0, 0)
 
@@ -438,6 +438,6 @@ def test_close_ends_a_load() -> None:
 
 def test_pingpong_goes_both_ways() -> None:
     with pair() as (a, da), pair() as (b, db), wire((da, [db]), (db, [da])):
-        times = pingpong(a, b, Load(MAC_B, MAC_A, stall=5.0), 20)
+        times = pingpong(a, b, Load(MAC_B, MAC_A, stall=30.0), 20)
     assert len(times) == 20
     assert all(ns is not None and ns > 0 for ns in times)

@@ -437,7 +437,7 @@ async def test_announce_sends_a_rarp(tmp_path: Path) -> None:
 
 async def test_load_and_latency(tmp_path: Path) -> None:
     async with bench(tmp_path) as b, Guest(b.paths[0]) as left, Guest(b.paths[1]) as right:
-        load = Load(right.mac, left.mac, frames=500, level=2, len=300, window=32, stall=5.0)
+        load = Load(right.mac, left.mac, frames=500, level=2, len=300, window=32, stall=30.0)
         result = await left.generate([right], load)
         assert (result.sent, result.received, result.corrupted, result.errors) == (500, 500, 0, 0)
         times = await left.pingpong(right, 10)

@@ -60,15 +60,19 @@ def wait_for_bytes(file: Path, wanted: bytes) -> None:
         time.sleep(0.05)
 
 
+_SAME_NUMBER = "tcp.checksum.ffff"
+
+
 async def explained(
     file: Path, fields: Mapping[str, str], *, inner: bool = False, options: tuple[str, ...] = ()
 ) -> list[dict[str, str]]:
     """What tshark says of each recorded frame, checksums looked at: its fields, by names of one's own.
 
     With `inner` a field that occurs several times, as it does in a tunnel's packets, has all its values with commas
-    between them; else the first one.
+    between them; else the first one. A TCP checksum of 0xffff in the place of 0x0000, which Linux writes
+    (skb_checksum_help), is good: they are the same number (RFC 1624), but tshark calls it bad.
     """
-    wanted = [word for name in fields.values() for word in ("-e", name)]
+    wanted = [word for name in (*fields.values(), _SAME_NUMBER) for word in ("-e", name)]
     looked_at = [word for name in SUMS for word in ("-o", f"{name}.check_checksum:TRUE")]
     process = await asyncio.create_subprocess_exec(
         *("tshark", "-n", "-r", str(file), *looked_at, *options),
@@ -79,4 +83,7 @@ async def explained(
     async with asyncio.timeout(120):
         output, _ = await process.communicate()
     assert process.returncode == 0
-    return [dict(zip(fields, line.split("\t"), strict=True)) for line in output.decode().splitlines()]
+    rows = [line.split("\t") for line in output.decode().splitlines()]
+    found = [(dict(zip(fields, values, strict=True)), same_number) for *values, same_number in rows]
+    tcp = [name for name, field in fields.items() if field == "tcp.checksum.status"]
+    return [packet | dict.fromkeys(tcp, "1") if same_number else packet for packet, same_number in found]

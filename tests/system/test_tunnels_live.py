@@ -17,6 +17,7 @@ from pvswitch.namespace import Namespace
 from tests.system import underlay
 from tests.system.conftest import ping
 from tests.system.raw import RawSocket
+from tests.system.traffic import pings
 from tests.system.underlay import GUEST, PEER, VXLAN_PORT, Fabric, Host, HostedSwitch, Vtep, running, vxlan
 from tests.system.uplinks import addresses
 
@@ -55,11 +56,11 @@ async def test_changes_of_the_configuration_are_live(host_root: Path) -> None:
         await underlay.reaches(here, PEER["IPv4"])
         await silent(here, third["IPv4"])
         # Nobody who is reached already is disturbed by another remote.
-        steady = asyncio.create_task(here.check(f"/bin/ping -q -i 0.05 -c 100 {PEER['IPv4']}"))
+        steady = asyncio.create_task(pings(here, PEER["IPv4"], 100))
         remotes = [underlay.underlay(number)["IPv4"] for number in (2, 3)]
         await change(switch, remotes=remotes)
         await underlay.reaches(here, third["IPv4"])
-        assert underlay.answers(100, 100) in await steady
+        await steady
         await change(switch, vni=200)
         await silent(here, PEER["IPv4"])
         await change(switch, vni=100)

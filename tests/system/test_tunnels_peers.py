@@ -28,7 +28,7 @@ from tests.system import underlay
 from tests.system.conftest import boot_all, from_environment, machine_on, ping, transfer
 from tests.system.raw import RawSocket
 from tests.system.recording import explained, record
-from tests.system.traffic import TcpStream
+from tests.system.traffic import TcpStream, pings, serve_iperf3
 from tests.system.underlay import VXLAN_PORT, Fabric, Host, HostedSwitch, Vtep, vxlan
 from tests.system.uplinks import FAMILIES, addresses
 
@@ -297,9 +297,7 @@ async def test_a_mesh_of_three_has_no_loop(host_root: Path) -> None:
         for near in found:
             for far in found:
                 if near is not far:
-                    out = await near.guest.check(f"/bin/ping -c 5 -i 0.05 {far.found['IPv4']}")
-                    assert underlay.answers(5, 5) in out
-                    assert "DUP" not in out
+                    await pings(near.guest, far.found["IPv4"])
         for site in found:
             assert await site.switch.dropped("tunnel", "loop") == 0
 
@@ -389,7 +387,7 @@ async def test_guests_under_qemu(
             )
             async with vm1, vm2:
                 await asyncio.gather(boot_all(switch1, vm1), boot_all(switch2, vm2))
-                await vm2.check("iperf3 --server --daemon")
+                await serve_iperf3(vm2)
                 for mtu in (1450, 1500):
                     for machine in (vm1, vm2):
                         await machine.check(f"ip link set eth0 mtu {mtu}")

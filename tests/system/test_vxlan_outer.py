@@ -28,6 +28,7 @@ from pvswitch.namespace import Namespace
 from pvswitch.netlink import run_in_namespace
 from tests.system import underlay
 from tests.system.raw import RawSocket
+from tests.system.traffic import pings, serve_iperf3
 from tests.system.underlay import (
     GUEST,
     HEADERS,
@@ -238,12 +239,10 @@ async def test_a_guest_with_a_larger_mtu(host_root: Path, family: str) -> None:
             assert await lab.switch.dropped("tunnel", "mtu_exceeded") > dropped
             dropped = await lab.switch.dropped("tunnel", "mtu_exceeded")
             fits = underlay.ROOM[family] - HEADERS[inner]
-            assert underlay.answers(5, 5) in await lab.guest.check(
-                f"/bin/ping -M do -c 5 -i 0.05 -s {fits} {PEER[inner]}"
-            )
+            await pings(lab.guest, f"-M do -s {fits} {PEER[inner]}")
             assert await lab.switch.dropped("tunnel", "mtu_exceeded") == dropped
         await lab.guest.check("ip route flush cache; ip -6 route flush cache")
-        await lab.peer.check("iperf3 --server --daemon")
+        await serve_iperf3(lab.peer)
         for inner in FAMILIES:
             await lab.guest.check(f"iperf3 --client {PEER[inner]} --bytes 4M", 30)
 
@@ -382,11 +381,11 @@ async def test_jumbo_frames_beneath_let_1500_bytes_pass(host_root: Path) -> None
         await underlay.reaches(lab.guest, PEER["IPv6"])
         for inner in FAMILIES:
             sized = f"-M do -s {1500 - HEADERS[inner]} {PEER[inner]}"
-            assert underlay.answers(5, 5) in await lab.guest.check(f"/bin/ping -c 5 -i 0.05 {sized}")
+            await pings(lab.guest, sized)
         await lab.guest.ip("link set up0 mtu 8950")
         await lab.peer.ip("link set vx mtu 8950")
         sized = f"-M do -s {8950 - HEADERS['IPv4']} {PEER['IPv4']}"
-        assert underlay.answers(5, 5) in await lab.guest.check(f"/bin/ping -c 5 -i 0.05 {sized}")
+        await pings(lab.guest, sized)
         assert await lab.switch.dropped("tunnel", "mtu_exceeded") == 0
 
 
@@ -426,7 +425,7 @@ async def routed(root: Path) -> AsyncIterator[Routed]:
         config = underlay.one_bridge(guest=underlay.tap(guest, GUEST), tunnel=tunnel)
         async with underlay.hosted(host, config) as switch:
             await underlay.reaches(guest, PEER["IPv4"])
-            await peer.check("iperf3 --server --daemon")
+            await serve_iperf3(peer)
             yield Routed(router, guest, peer, switch)
 
 
@@ -434,8 +433,8 @@ async def test_a_path_that_becomes_narrower(host_root: Path) -> None:
     """The kernel learns it from the router, the tunnel from the kernel, and the guest from the tunnel."""
     async with routed(host_root) as lab:
         before, narrow = underlay.ROOM["IPv4"], 1300
-        full = f"/bin/ping -M do -c 3 -i 0.1 -W 1 -s {before - HEADERS['IPv4']} {PEER['IPv4']}"
-        assert underlay.answers(3, 3) in await lab.guest.check(full)
+        full = f"-M do -s {before - HEADERS['IPv4']} {PEER['IPv4']}"
+        await pings(lab.guest, full)
         await lab.guest.check(f"iperf3 --client {PEER['IPv4']} --bytes 4M", 30)
         await lab.router.ip(f"link set r2 mtu {narrow}")
         await lab.peer.ip(f"link set eth0 mtu {narrow}")
@@ -443,9 +442,8 @@ async def test_a_path_that_becomes_narrower(host_root: Path) -> None:
         said = ""
         async with asyncio.timeout(20):
             while f"mtu={fits}" not in said.replace(" ", ""):
-                _, said = await lab.guest.run(full)
-        sized = f"/bin/ping -M do -c 3 -i 0.1 -W 1 -s {fits - HEADERS['IPv4']} {PEER['IPv4']}"
-        assert underlay.answers(3, 3) in await lab.guest.check(sized)
+                _, said = await lab.guest.run(f"/bin/ping -c 3 -i 0.1 -W 1 {full}")
+        await pings(lab.guest, f"-M do -s {fits - HEADERS['IPv4']} {PEER['IPv4']}")
         await lab.guest.check("ip route flush cache")
         await lab.guest.check(f"iperf3 --client {PEER['IPv4']} --bytes 4M", 30)
 

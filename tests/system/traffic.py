@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,24 @@ class Host(Protocol):
 
     async def check(self, command: str, seconds: float = ...) -> str:
         """Run a command that must succeed; return its output."""
+
+
+async def serve_iperf3(host: Host) -> None:
+    """Have iperf3 listen on a host: its command ends before it does."""
+    await host.check("iperf3 --server --daemon")
+    await host.check(LISTENING.format(kind="t", port=5201))
+
+
+async def pings(source: Host, words: str, count: int = 5, *, interval: float = 0.05, duplicates: bool = False) -> None:
+    """Ping so often: each request is answered, once (or more than once, with `duplicates`).
+
+    For the last answers ping waits no longer than for two of the round trips that it has seen. So it is told to go on
+    until so many have come: late isn't lost, as long as nothing is missing among the first numbers.
+    """
+    output = await source.check(f"/bin/ping -c {count} -w 30 -i {interval} {words}", 40 + count * interval)
+    numbers = re.findall(r"bytes from .* icmp_seq=(\d+) (?!.*DUP)", output)
+    assert [int(number) for number in numbers] == [*range(1, count + 1)], output
+    assert duplicates or "DUP" not in output, output
 
 
 def build_traffic(compiler: str, folder: Path) -> Path:

@@ -190,11 +190,6 @@ async def reaches(source: Host, address: str, seconds: float = 20.0) -> None:
     await source.check(command, seconds)
 
 
-def answers(count: int, of: int) -> str:
-    """What ping says when so many have come."""
-    return f"{of} packets transmitted, {count} received"
-
-
 class Vtep:
     """A maker of packets on a host: what it sends leaves as it is, and it hears all that comes to the host's eth0.
 

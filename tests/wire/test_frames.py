@@ -181,7 +181,7 @@ async def test_many_frames_both_ways(
     await b.announce()
     await flush_frames([a], b)
     for sender, receiver in ((a, b), (b, a)):
-        load = Load(dst=receiver.mac, src=sender.mac, len=200, window=64, level=2, frames=20_000, stall=5.0)
+        load = Load(dst=receiver.mac, src=sender.mac, len=200, window=64, level=2, frames=20_000, stall=30.0)
         result = await sender.generate([receiver], load)
         assert (result.sent, result.received) == (20_000, 20_000)
         assert (result.lost, result.reordered, result.corrupted, result.foreign, result.errors) == (0,) * 5

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="function")
 Stack = contextlib.AsyncExitStack
 PORTS: dict[str, Any] = {name: {} for name in ("a", "x", "b", "y")}
 PATH = "/api/v1/perf/rebalance"
-SECONDS = 5.0
+SECONDS = 10.0
 """How long guests send. The loads are measured meanwhile, and queues moved."""
 ROUNDS = from_environment("PVSWITCH_TEST_TOGGLES", 60)
 
@@ -58,6 +58,15 @@ async def four_guests(switch: SwitchProcess, stack: Stack) -> list[Guest]:
 async def workers(switch: SwitchProcess) -> dict[str, int]:
     """Who polls each port's first transmit queue."""
     return {queue["port"]: queue["worker"] for queue in (await switch.get("/perf/queues"))["items"]}
+
+
+async def until_moves(switch: SwitchProcess, path: str) -> tuple[int, dict[str, Any]]:
+    """Ask until something moves: loads that are measured while this machine does other work say little."""
+    status, said = await switch.request("POST", path)
+    for _ in range(2):
+        if said.get("moves") == []:
+            status, said = await switch.request("POST", path)
+    return status, said
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +97,7 @@ async def test_a_dry_run_says_what_moves_and_a_real_one_moves_it(stack: Stack) -
         guests = await four_guests(switch, stack)
         assert await workers(switch) == {"a": 0, "x": 1, "b": 0, "y": 1}
         async with busy(guests) as results:
-            status, said = await switch.request("POST", f"{PATH}?dry_run=true")
+            status, said = await until_moves(switch, f"{PATH}?dry_run=true")
             assert (status, said["applied"], len(said["moves"])) == (200, False, 1), said
             (move,) = said["moves"]
             assert (move["from"], move["to"], move["queue"]) == (0, 1, 0)
@@ -96,7 +105,7 @@ async def test_a_dry_run_says_what_moves_and_a_real_one_moves_it(stack: Stack) -
             assert said["after"]["busiest"] <= 0.75 * said["before"]["busiest"]
             assert await workers(switch) == {"a": 0, "x": 1, "b": 0, "y": 1}
 
-            status, done = await switch.request("POST", PATH)
+            status, done = await until_moves(switch, PATH)
             assert (status, done["applied"], len(done["moves"])) == (200, True, 1), done
             moved = done["moves"][0]["port"]
             at = await workers(switch)
