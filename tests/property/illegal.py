@@ -120,7 +120,7 @@ def expected_at_c(frames: list[bytes | None]) -> list[bytes]:
     for ref, name in enumerate(("evil", "b", "c"), start=1):
         model.ports[name] = Port(ref, "br0", guest=Guest(posted=[1 << 16]))
     for mac, ref in ((MAC_B, 2), (MAC_C, 3)):
-        model.set_static("br0", mac, ref, ())
+        model.set_static("br0", (0, mac), ref, ())
     for frame in frames:
         if frame is not None:
             model.transmit("evil", frame, 0, ())
