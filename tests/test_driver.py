@@ -32,6 +32,7 @@ from tests.oracle import (
     VERSION_1,
     WRITE,
     ReferenceDevice,
+    ReferenceRing,
     RingError,
 )
 
@@ -95,6 +96,7 @@ def test_any_layout_carries_any_frame_both_ways(conf: DriverConf, data: st.DataO
     driver = Driver(conf)
     device = attach(driver)
     try:
+        assert isinstance(device.rx, ReferenceRing)
         for _ in range(data.draw(st.integers(1, 12))):
             frame = data.draw(st.binary(min_size=1, max_size=64)) * data.draw(st.integers(1, 46))
             header = data.draw(st.binary(min_size=driver.hdr_len, max_size=driver.hdr_len))
@@ -155,6 +157,7 @@ def test_full_ring_refuses_and_goes_on_after_reaping() -> None:
 
 def test_indices_wrap() -> None:
     with pair(queue_size=2) as (driver, device):
+        assert isinstance(device.tx, ReferenceRing)
         driver.rx_fill()
         for i in range(66_000):
             driver.tx(struct.pack("<I", i) * 4)

@@ -11,13 +11,14 @@ import pytest
 from pvswitch.driver import ProtocolViolation
 from pvswitch.net_header import DATA_VALID, GSO_ECN, NEEDS_CSUM, Gso, NetHeader
 from pvswitch.vhost_user.features import Feature
-from tests.oracle import ReferenceDevice
+from tests.oracle import ReferenceDevice, ReferenceRing
 from tests.test_driver import MODERN, TX, pair
 
 
 def use(device: ReferenceDevice, ring: int, head: int, written: int) -> None:
     """A used entry as wrong as wanted."""
     target = device.tx if ring == TX else device.rx
+    assert isinstance(target, ReferenceRing)
     at = target._used + 4 + 8 * (target.used_idx % target.vring.num)
     device.memory.write(at, struct.pack("<II", head, written))
     target.used_idx += 1

@@ -24,7 +24,7 @@ from pvswitch.vhost_user.features import Feature, ProtocolFeature
 from pvswitch.vhost_user.messages import Request, VringState
 from pvswitch.vhost_user.server import VhostUserServer
 from pvswitch.vhost_user.session import Offer
-from tests.oracle import ReferenceDevice
+from tests.oracle import ReferenceDevice, ReferenceRing
 
 PAIRS = 4
 OFFER = Offer(
@@ -79,7 +79,9 @@ class SlowPort:
 
     async def stop_ring(self, index: int) -> int:
         device = self.devices[index // 2]
-        base = (device.rx, device.tx)[index % 2].last_avail
+        ring = (device.rx, device.tx)[index % 2]
+        assert isinstance(ring, ReferenceRing)
+        base = ring.last_avail
         self._drop_ring(index)
         return base
 
@@ -369,6 +371,8 @@ async def test_memory_not_shared_looks_empty(tmp_path: Path) -> None:
         await left.send(bytes(60))
         device = b.ports[0].device
         assert device is not None
+        assert isinstance(device.tx, ReferenceRing)
+        assert isinstance(device.rx, ReferenceRing)
         assert (device.tx.pending(), device.rx.pending()) == (0, 0)
         assert left.low.counters(1).in_flight == 1
 

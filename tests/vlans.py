@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
@@ -57,9 +57,9 @@ class Mode:
         return None if self == Mode() else found
 
     @property
-    def keys(self) -> dict[str, object]:
+    def keys(self) -> dict[str, Any]:
         """The port's keys in the configuration."""
-        found: dict[str, object] = {"vlan_mode": self.mode}
+        found: dict[str, Any] = {"vlan_mode": self.mode}
         if self.tag is not None:
             found["tag"] = self.tag
         for key in ("trunks", "cvlans"):

@@ -133,7 +133,9 @@ def test_a_run_agrees_with_itself(ours: list[float], theirs: list[float]) -> Non
 @given(RATES, RATES)
 def test_what_is_said_of_two_runs_does_not_depend_on_their_scale(first: list[float], second: list[float]) -> None:
     def word(factor: float) -> str:
-        runs = [results(samples("one", PVSWITCH, "mpps", [v * factor for v in values])) for values in (first, second)]
-        return repeats(*runs, [case()])[0].word
+        one, other = (
+            results(samples("one", PVSWITCH, "mpps", [v * factor for v in values])) for values in (first, second)
+        )
+        return repeats(one, other, [case()])[0].word
 
     assert word(1.0) == word(1024.0)

@@ -4,23 +4,22 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from scapy.utils import RawPcapNgReader
 
 from pvswitch import captures
 from pvswitch.capture_model import CaptureBody
 from pvswitch.capture_plane import CaptureTaken
 from pvswitch.capture_stream import BATCH, PIECE
 from pvswitch.captures import CaptureReader, Captures
-from pvswitch.datapath import Captured, Datapath, now_ns
+from pvswitch.datapath import MAX_CAPTURES, Captured, Datapath, now_ns
 from pvswitch.errors import ApplyError
 from pvswitch.known_ports import KnownPorts
 from pvswitch.pcapng import Tally
+from tests.pcapng import raw_packets
 
 VM1, VM2, GONE = 0x1_0001, 0x1_0002, 0x7_0009
 FRAME = bytes(range(60))
@@ -112,7 +111,7 @@ async def whole(reader: CaptureReader) -> bytes:
 
 
 def shown(stream: bytes) -> list[Any]:
-    return [*RawPcapNgReader(io.BytesIO(stream))]
+    return raw_packets(stream)
 
 
 def times(stream: bytes) -> list[int]:
@@ -180,7 +179,7 @@ async def test_what_became_of_a_frame_is_said(core: Core) -> None:
 
 async def test_a_port_that_goes_is_known_by_its_name_still(core: Core) -> None:
     _, reader, rings = await begun(core, ports=("vm1",))
-    for generation in range(2, 2 + captures.MAX_CAPTURES):
+    for generation in range(2, 2 + MAX_CAPTURES):
         core.known.note(generation << 16 | 1, "vm1", "br0")
         rings.queues[0] += (frame(generation, VM1), frame(generation, generation << 16 | 1))
     assert {meta.ifname for _, meta in shown(rest(reader))} == {b"vm1"}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pvswitch import client, show
+from pvswitch.model import VhostUserPort
 from tests.control.command import Command, run
 from tests.control.conftest import MAC, Switch
 from tests.control.malformed import MALFORMED
@@ -58,6 +59,7 @@ async def test_ports(pv: Command, switch: Switch) -> None:
     added = await pv("port", "add", "vm9", "lan", "mtu=9000", "labels.rack=7", "features.indirect=false")
     assert (added.status, added.out.strip()) == (0, str(switch.controller.config.port_socket("vm9")))
     port = switch.controller.config.ports["vm9"]
+    assert isinstance(port, VhostUserPort)
     assert (port.mtu, port.labels, port.features.indirect) == (9000, {"rack": "7"}, False)
     again = await pv("port", "add", "vm9", "lan")
     assert (again.status, "port set" in again.err) == (1, True)

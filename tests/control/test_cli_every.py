@@ -484,7 +484,7 @@ async def test_ctrl_c_ends_a_watch_quietly(switch: Switch, words: tuple[str, ...
 
 
 def test_the_manual_page_is_up_to_date() -> None:
-    script = [sys.executable, ROOT / "scripts" / "make-man", "--check"]
+    script: list[str | Path] = [sys.executable, ROOT / "scripts" / "make-man", "--check"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     text = (ROOT / "docs" / "man" / "pvswitch.1").read_text()

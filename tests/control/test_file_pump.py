@@ -85,7 +85,8 @@ async def recording(path: Path, far: socket.socket) -> AsyncIterator[Recorder]:
 
 async def take(near: socket.socket, count: int) -> list[bytes]:
     """So many frames, as the core would get them."""
-    loop, got = asyncio.get_running_loop(), []
+    loop = asyncio.get_running_loop()
+    got: list[bytes] = []
     async with asyncio.timeout(20):
         while len(got) < count:
             message = await loop.sock_recv(near, 1 << 17)
@@ -389,7 +390,7 @@ async def test_a_call_that_does_not_return_is_left_to_itself(
         assert hangs.wait(20)
         return pwrite(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(file_pump.os, "pwrite", hanging)
+    monkeypatch.setattr(os, "pwrite", hanging)
     with capture_logs() as logs:
         async with recording(tmp_path / "w.pcap", far) as recorder:
             pass

@@ -46,12 +46,19 @@ async def test_half_a_surrogate_pair_is_no_text(switch: Switch, body: dict[str, 
 
 
 async def test_half_a_surrogate_pair_as_a_name(switch: Switch) -> None:
-    for body in ({"add": {HALF: {"actions": []}}}, {"add": [{"name": HALF, "actions": []}]}, {HALF: 1}):
+    batches: tuple[dict[str, Any], ...] = (
+        {"add": {HALF: {"actions": []}}},
+        {"add": [{"name": HALF, "actions": []}]},
+        {HALF: 1},
+    )
+    for body in batches:
         assert (await switch.ask("POST", f"{BRIDGE}/flows:batch", json=body)).status == 422
     assert (await switch.ask("POST", f"{BRIDGE}/flows:batch", json={"delete": [HALF]})).status == 404
-    for body in ({"in_port": "vm1", "fields": {HALF: HALF}}, {"in_port": HALF, "frame": HALF}):
+    traces: tuple[dict[str, Any], ...] = ({"in_port": "vm1", "fields": {HALF: HALF}}, {"in_port": HALF, "frame": HALF})
+    for body in traces:
         assert (await switch.ask("POST", f"{BRIDGE}/trace", json=body)).status == 422
-    for body in ({"ports": [HALF]}, {"filter": HALF}):
+    captures: tuple[dict[str, Any], ...] = ({"ports": [HALF]}, {"filter": HALF})
+    for body in captures:
         assert (await switch.ask("POST", "/api/v1/captures", json=body)).status == 422
 
 

@@ -79,6 +79,7 @@ def test_defaults_are_filled_in() -> None:
     assert config.socket_mode_bits() == 0o660
     assert config.bridges["br0"].aging_time == 300
     port = config.ports["vm1"]
+    assert isinstance(port, VhostUserPort)
     assert port.mtu is None
     assert (port.queues, port.mode, port.on_full, port.backpressure_ms) == (8, "server", "drop", 10)
     assert port.rxq_affinity == ()
@@ -105,10 +106,12 @@ def test_macs_are_normalised(written: str) -> None:
 
 
 def test_workers_processors_and_who_polls_what() -> None:
-    port = {"queues": 16, "rxq_affinity": [15, 0, 15]}
-    config = parse({"datapath": {"workers": 16, "cpus": [*range(15), 1023]}, "ports": {"vm1": port}})
+    keys = {"queues": 16, "rxq_affinity": [15, 0, 15]}
+    config = parse({"datapath": {"workers": 16, "cpus": [*range(15), 1023]}, "ports": {"vm1": keys}})
     assert config.datapath.cpus[-1] == 1023
-    assert config.ports["vm1"].rxq_affinity == (15, 0, 15)
+    port = config.ports["vm1"]
+    assert isinstance(port, VhostUserPort)
+    assert port.rxq_affinity == (15, 0, 15)
     assert parse({"datapath": {"workers": 2, "cpus": []}}).datapath.cpus == ()
 
 

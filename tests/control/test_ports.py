@@ -125,7 +125,9 @@ async def test_an_edit_disconnects_its_own_port_only(lab: Lab, port: str, change
     assert await lab.set(port, **change)
     await guests[port].wait_hang_up()
     await guests[port].connect()
-    offered = offer_for(lab.controller.config.ports[port])
+    edited = lab.controller.config.ports[port]
+    assert isinstance(edited, VhostUserPort)
+    offered = offer_for(edited)
     assert (guests[port].offered, guests[port].max_pairs) == (offered.features, offered.queue_pairs)
     for guest in guests.values():
         await guest.request(Request.GET_FEATURES)  # the connection is there

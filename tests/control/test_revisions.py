@@ -156,7 +156,7 @@ def break_call(monkeypatch: pytest.MonkeyPatch, which: str, code: int) -> None:
             raise OSError(code, os.strerror(code))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(store.os, name, fail)
+    monkeypatch.setattr(os, name, fail)
 
 
 @pytest.mark.parametrize("which", CALLS)
@@ -225,7 +225,7 @@ async def test_the_loop_goes_on_while_the_disk_is_slow(revisions: Revisions, mon
         assert go.wait(20)
         real(fd)
 
-    monkeypatch.setattr(store.os, "fsync", slow)
+    monkeypatch.setattr(os, "fsync", slow)
     start = asyncio.create_task(Controller(FakeDataplane(), config(), revisions).start())
     for _ in range(100):
         await asyncio.sleep(0)

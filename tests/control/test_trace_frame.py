@@ -96,9 +96,10 @@ def test_scapy_reads_what_was_meant(case: str) -> None:
     fields, layers, values = IN_LAYERS[case]
     frame = build(fields)
     packet = Ether(frame)
-    assert [type(packet.getlayer(i)) for i in range(len(layers))] == layers
+    found = [packet.getlayer(i) for i in range(len(layers))]
+    assert [type(layer) for layer in found] == layers
     for key, value in values.items():
-        last = next(packet.getlayer(i) for i in range(len(layers) - 1, -1, -1) if key in packet.getlayer(i).fields)
+        last = next(layer for layer in reversed(found) if layer is not None and key in layer.fields)
         assert last.fields[key] == value, key
     assert len(frame) >= 64
     if "later" not in case and "fragment" not in case:

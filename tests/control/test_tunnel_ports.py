@@ -18,8 +18,8 @@ from pvswitch.datapath import Datapath
 from pvswitch.errors import ApplyError
 from pvswitch.ports import Ports
 from pvswitch.revisions import Revisions
+from pvswitch.tunnel_plane import MacChange, RemoteChange
 from pvswitch.tunnel_port import TunnelledPort
-from pvswitch.tunnels import MacChange, RemoteChange
 from pvswitch.validation import parse
 
 PATIENCE = 20.0
@@ -227,9 +227,9 @@ async def test_an_address_that_is_missing_is_waited_for(lab: Lab, monkeypatch: p
     info = await lab.ports.tunnels.info("va")
     assert info.endpoint.running == 0
     # the sockets of another address stand for those of this one, once it is there
-    from pvswitch import tunnel_ends
+    from pvswitch import tunnel_ends, tunnel_sockets
 
-    openers = tunnel_ends.open_endpoint, tunnel_ends.open_sources
+    openers = tunnel_sockets.open_endpoint, tunnel_sockets.open_sources
     monkeypatch.setattr(tunnel_ends, "open_endpoint", lambda kind, _, port, n: openers[0](kind, HERE, port, n))
     monkeypatch.setattr(tunnel_ends, "open_sources", lambda kind, _, **keys: openers[1](kind, HERE, **keys))
     monkeypatch.setattr(tunnel_ends, "has_address", lambda _: True)

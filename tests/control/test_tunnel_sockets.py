@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -116,10 +117,11 @@ def test_the_kernels_tunnel_is_named(port: int) -> None:
 
 
 def test_an_address_that_is_not_here(port: int) -> None:
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: open_endpoint("vxlan", "192.0.2.77", port, 1),
         lambda: open_sources("vxlan", "192.0.2.77", df=True, checksums=True, ttl=1),
-    ):
+    )
+    for call in calls:
         with pytest.raises(AddressMissing, match=r"address 192\.0\.2\.77 is not on this host: add it"):
             call()
     assert has_address("127.0.7.1")

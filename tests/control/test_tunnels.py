@@ -9,6 +9,7 @@ import pytest
 
 from pvswitch import vlan
 from pvswitch.controller import etag_of, plan
+from pvswitch.datapath import VlanView
 from pvswitch.model import TunnelPort
 from pvswitch.tunnel_checks import meshes, network_numbers
 from pvswitch.tunnel_port import outer_headers, settings_of
@@ -60,7 +61,14 @@ def test_outer_headers(keys: dict[str, Any], bytes_: int) -> None:
 
 def test_remotes_alone_make_no_other_tunnel() -> None:
     same = settings_of(tunnel())
-    for keys in ({"remotes": []}, {"mtu": 1400}, {"labels": {"a": "b"}}, {"enabled": False}, {"udp_csum": True}):
+    alike: tuple[dict[str, Any], ...] = (
+        {"remotes": []},
+        {"mtu": 1400},
+        {"labels": {"a": "b"}},
+        {"enabled": False},
+        {"udp_csum": True},
+    )
+    for keys in alike:
         assert settings_of(tunnel(**keys)) == same
     for keys in ({"ttl": 1}, {"tos": 8}, {"df": False}, {"learning": False}, {"icmp_too_big": False}, {"vni": 8}):
         assert settings_of(tunnel(**keys)) != same
@@ -94,7 +102,7 @@ def test_vlans_of_a_map() -> None:
     assert vlan.member("t", found, 0) is None
     assert vlan.named([port]) == {10, *range(20, 30)}
     assert vlan.rules(tunnel()) is None
-    assert vlan.rules(tunnel(tag=5)) == vlan.VlanView("access", 5)
+    assert vlan.rules(tunnel(tag=5)) == VlanView("access", 5)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +127,9 @@ def test_ten_thousand_networks() -> None:
         f"t{i}": VX | {"vni": {"1-4000": f"{i * 4000 + 1}-{i * 4000 + 4000}"}, "bridge": f"br{i}"} for i in range(3)
     }
     config = parse({"bridges": {f"br{i}": {} for i in range(3)}, "ports": ports})
-    assert sum(len(network_numbers(config.ports[name])) for name in ports) == 12000  # type: ignore[arg-type]
+    tunnels = [port for port in config.ports.values() if isinstance(port, TunnelPort)]
+    assert len(tunnels) == len(ports)
+    assert sum(len(network_numbers(port)) for port in tunnels) == 12000
 
 
 # ---- the API

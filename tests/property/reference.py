@@ -54,7 +54,8 @@ class Frame:
 
 def take_apart(frame: bytes) -> Frame | None:
     """The parts of a frame; None if a tag is cut short."""
-    at, tags = 12, []
+    at = 12
+    tags: list[Tag] = []
     while len(tags) < TAGS and (tpid := int.from_bytes(frame[at : at + 2], "big")) in (C_TAG, S_TAG):
         if len(frame) < at + 6:
             return None

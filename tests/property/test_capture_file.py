@@ -244,7 +244,7 @@ def test_no_bytes_raise_anything_else_nor_take_memory(start: bytes, parts: list[
     data = start + b"".join(parts)
     tracemalloc.start()
     try:
-        for packet in packets(io.BufferedReader(io.BytesIO(data))):  # type: ignore[arg-type]
+        for packet in packets(io.BufferedReader(io.BytesIO(data))):
             assert len(packet.data) <= MAX_PACKET
     except CaptureError:
         pass

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +27,7 @@ def masked(top: int) -> st.SearchStrategy[str]:
     return st.builds(lambda value, mask: f"{value}/{mask}", whole(top), whole(top)) | whole(top)
 
 
-def address(kind: int) -> st.SearchStrategy[str]:
+def address(kind: Literal[4, 6]) -> st.SearchStrategy[str]:
     one = st.ip_addresses(v=kind).map(str)
     lengths = st.integers(0, 32 if kind == 4 else 128).map(str)
     return one | st.builds(lambda value, mask: f"{value}/{mask}", one, lengths | one)
@@ -58,7 +58,8 @@ FRAGMENTS = {"nw_frag": st.sampled_from(["no", "yes", "first", "not_later"])}
 def layers() -> st.SearchStrategy[dict[str, Any]]:
     """Fields above Ethernet that go together."""
     found = []
-    for kind, one, version in ((0x0800, "nw", 4), (0x86DD, "ipv6", 6)):
+    versions: tuple[tuple[int, str, Literal[4, 6]], ...] = ((0x0800, "nw", 4), (0x86DD, "ipv6", 6))
+    for kind, one, version in versions:
         common = {**IP, **FRAGMENTS, f"{one}_src": address(version), f"{one}_dst": address(version)}
         icmp = 1 if version == 4 else 58
         for protocol, more in (

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from pvswitch.frame_words import summary
 
 ETHER = Ether(src="52:54:00:00:00:01", dst="52:54:00:00:00:02")
 WHO = "52:54:00:00:00:01 > 52:54:00:00:00:02"
-V4 = {"src": "192.0.2.1", "dst": "192.0.2.2"}
-V6 = {"src": "2001:db8::1", "dst": "2001:db8::2"}
+V4: dict[str, Any] = {"src": "192.0.2.1", "dst": "192.0.2.2"}
+V6: dict[str, Any] = {"src": "2001:db8::1", "dst": "2001:db8::2"}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ V6 = {"src": "2001:db8::1", "dst": "2001:db8::2"}
         (Dot1AD(vlan=7) / Dot1Q(vlan=10, type=0x88B5), "vlan 7, vlan 10, type 0x88b5"),
     ],
 )
-def test_what_scapy_makes(packet: Raw, words: str) -> None:
+def test_what_scapy_makes(packet: Packet, words: str) -> None:
     assert summary(bytes(ETHER / packet)) == f"{WHO}, {words}"
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.utils import RawPcapNgReader
 
 from pvswitch import pcapng
 from pvswitch.capture_file import packets
 from tests.conftest import RequirePeer
+from tests.pcapng import raw_packets
 
 START = 1_700_000_000_000_000_000
 NAMES = ("vm1", "uplink-with-a-long-name.0", "ü")
@@ -67,7 +67,7 @@ def test_readers_get_back_what_was_written(items: list[dict[str, Any]]) -> None:
     assert [(p.time_ns, p.data, p.length) for p in own] == [
         (time, item["data"], len(item["data"]) + item["cut"]) for time, item in zip(times, items, strict=True)
     ]
-    read = [*RawPcapNgReader(io.BytesIO(stream))]
+    read = raw_packets(stream)
     assert [data for data, _ in read] == [item["data"] for item in items]
     for (_, meta), time, item in zip(read, times, items, strict=True):
         assert (meta.tshigh << 32 | meta.tslow, meta.tsresol) == (time, 10**9)
@@ -97,7 +97,7 @@ def test_a_tally_refuses_what_is_no_stream(data: bytes) -> None:
         pcapng.Tally().feed(data)
 
 
-ITEMS = [
+ITEMS: list[dict[str, Any]] = [
     {"interface": i % 3, "after": 1000, "data": b"\xff" * 6 + bytes(6) + b"\x08\x06" + bytes(46), "cut": i, **more}
     for i, more in enumerate(
         {"inbound": bool(i % 2), "lost": i, "comment": comment} for i, comment in enumerate(COMMENTS)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ MANY = settings(max_examples=200, deadline=None)
 def placements(draw: st.DrawFn) -> tuple[int, list[QueueLoad]]:
     """Workers, and queues on them: no worker has more than all of its time."""
     workers = draw(st.integers(2, 16))
-    queues = []
+    queues: list[QueueLoad] = []
     for worker in range(workers):
         parts = draw(st.lists(st.floats(0, 1), max_size=6))
         share = draw(st.floats(0, 1))
@@ -214,7 +216,8 @@ def test_the_loads_of_a_workers_queues_are_what_it_was_busy(queues: list[tuple[i
 def test_queues_that_come_and_go() -> None:
     before = sample([0, 0], {("gone", 0): QueueSample(0, 100), ("again", 0): QueueSample(0, 900)}, 0)
     after = sample([600, 300], {("again", 0): QueueSample(0, 50), ("new", 1): QueueSample(0, 150, pinned=True)})
-    assert loads(before, after) == [QueueLoad("again", 0, 0, 0.15), QueueLoad("new", 1, 0, pytest.approx(0.45), True)]
+    about = cast(float, pytest.approx(0.45))
+    assert loads(before, after) == [QueueLoad("again", 0, 0, 0.15), QueueLoad("new", 1, 0, about, True)]
 
 
 def test_without_a_counter_of_cycles_there_is_no_load() -> None:

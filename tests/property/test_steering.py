@@ -34,10 +34,10 @@ class Flow:
 
     def frame(self, towards_b: bool, length: int) -> bytes:
         """One of its frames."""
-        order = slice(None) if towards_b else slice(None, None, -1)
-        src, dst = (MAC_A, MAC_B)[order]
-        here, there = self.addresses[order]
-        sport, dport = self.ports[order]
+        order = 1 if towards_b else -1
+        src, dst = (MAC_A, MAC_B)[::order]
+        here, there = self.addresses[::order]
+        sport, dport = self.ports[::order]
         packet: Packet = Ether(src=src, dst=dst)
         for tag in (Dot1AD(vlan=5), Dot1Q(vlan=6))[2 - self.tags :]:
             packet /= tag.copy()

@@ -7,7 +7,7 @@ guest | up0, tap - switch on host 1 - tunnel - br-int of Open vSwitch on host 2,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -328,10 +328,11 @@ async def test_gre_without_a_key(host_root: Path) -> None:
 
 async def test_vlans_are_keys(host_root: Path) -> None:
     """GRE's keys and Geneve's VNIs of a map: each VLAN in its own."""
-    for keys, wrap in (
+    tunnels: tuple[tuple[dict[str, Any], Callable[..., bytes]], ...] = (
         ({"type": "gre", "key": {10: 4000000000}}, gre),
         ({"type": "geneve", "vni": {10: 16777215}}, geneve),
-    ):
+    )
+    for keys, wrap in tunnels:
         number = next(iter((keys.get("key") or keys["vni"]).values()))
         async with running(host_root, "IPv4", **keys) as lab:
             tagged = frame(1, src=NEAR)[:12] + b"\x81\x00\x00\x0a" + frame(1, src=NEAR)[12:]

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -50,7 +51,7 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
         for name in ADDRESSES:
             root: Path = build_root(tmp_path_factory.mktemp(name), ["iperf3"])
             hosts[name] = await stack.enter_async_context(FarHost(name, root))
-        ports = {
+        ports: dict[str, dict[str, Any]] = {
             name: {
                 "type": "tap",
                 "ifname": "up0",

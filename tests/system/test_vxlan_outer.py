@@ -68,6 +68,7 @@ DECAPSULATED = {
 
 def frame(family: str, tos: int = 0, sport: int = 1000, size: int = 100, dst: str = FAR) -> Packet:
     """A UDP frame of the guest."""
+    head: Packet
     if family == "IPv6":
         head = IPv6(src=GUEST["IPv6"], dst=PEER["IPv6"], tc=tos)
     else:
@@ -77,7 +78,10 @@ def frame(family: str, tos: int = 0, sport: int = 1000, size: int = 100, dst: st
 
 def ip_of(packet: Packet) -> Packet:
     """The first IP header."""
-    return packet[IP] if IP in packet and (IPv6 not in packet or packet.payload is packet[IP]) else packet[IPv6]
+    first: Packet = (
+        packet[IP] if IP in packet and (IPv6 not in packet or packet.payload is packet[IP]) else packet[IPv6]
+    )
+    return first
 
 
 def tos_of(header: Packet) -> int:
@@ -169,9 +173,9 @@ async def test_congestion_on_the_way_reaches_the_guest(host_root: Path, family: 
                 assert came == [bytes(frame(inner, 46 << 2 | wanted, dst=EVERYBODY))], (inner, pair)
                 assert await lab.switch.counted("tunnel_ecn") == dropped
         # A frame without IP has nothing to mark.
-        sent = bytes(Ether(src=FAR, dst=EVERYBODY) / ARP(pdst=GUEST["IPv4"]) / Raw(bytes(18)))
-        await vtep.send(vtep.udp(vxlan(sent), tos=CE))
-        await until(wire, lambda data: data == sent)
+        asked = bytes(Ether(src=FAR, dst=EVERYBODY) / ARP(pdst=GUEST["IPv4"]) / Raw(bytes(18)))
+        await vtep.send(vtep.udp(vxlan(asked), tos=CE))
+        await until(wire, lambda data: data == asked)
 
 
 async def test_flows_spread_over_source_ports(host_root: Path) -> None:

@@ -16,6 +16,7 @@ from pvswitch.vhost_user.messages import (
     MemSlot,
     MemTable,
     MessageError,
+    Payload,
     RarpMac,
     Request,
     VringAddr,
@@ -42,12 +43,12 @@ payloads = st.one_of(
 
 
 @given(payloads)
-def test_payloads_survive_the_wire(payload):
+def test_payloads_survive_the_wire(payload: Payload) -> None:
     assert type(payload).unpack(payload.pack()) == payload
 
 
 @given(st.sampled_from(sorted(MESSAGES)), st.binary(max_size=400))
-def test_any_bytes_decode_or_are_refused(request_id, data):
+def test_any_bytes_decode_or_are_refused(request_id: int, data: bytes) -> None:
     kind = MESSAGES[request_id].payload
     try:
         payload = kind.unpack(data)
@@ -56,7 +57,7 @@ def test_any_bytes_decode_or_are_refused(request_id, data):
     assert len(payload.pack()) == len(data)
 
 
-def test_wire_form_is_qemus():
+def test_wire_form_is_qemus() -> None:
     """Bytes as QEMU 7.2 on x86 sends them, written out by hand."""
     assert encode_request(Request.GET_FEATURES) == bytes.fromhex("01000000 01000000 00000000")
     assert encode_request(Request.SET_VRING_NUM, VringState(1, 256), need_reply=True) == bytes.fromhex(
@@ -91,12 +92,12 @@ def test_wire_form_is_qemus():
         (RarpMac, bytes(6)),
     ],
 )
-def test_wrong_sizes_are_refused(kind, data):
+def test_wrong_sizes_are_refused(kind: type[Header] | type[Payload], data: bytes) -> None:
     with pytest.raises(MessageError):
         kind.unpack(data)
 
 
-def test_cve_2020_10723_ring_index_is_never_truncated():
+def test_cve_2020_10723_ring_index_is_never_truncated() -> None:
     for value in (0x200, 0x10000, 1 << 32, (1 << 63) | 1):
         with pytest.raises(MessageError, match="reserved bits"):
             VringFd.unpack(value.to_bytes(8, "little"))
@@ -115,7 +116,7 @@ def test_cve_2020_10723_ring_index_is_never_truncated():
         (Fds.ONE_PER_REGION, MemTable((MemRegion(0, 1, 0, 0),) * 3), {3}),
     ],
 )
-def test_descriptors_must_be_as_announced(rule, payload, allowed):
+def test_descriptors_must_be_as_announced(rule: Fds, payload: Payload, allowed: set[int]) -> None:
     for count in range(9):
         if count in allowed:
             rule.check(payload, count)
@@ -124,7 +125,7 @@ def test_descriptors_must_be_as_announced(rule, payload, allowed):
                 rule.check(payload, count)
 
 
-def test_names():
+def test_names() -> None:
     mask = Feature.MRG_RXBUF | Feature.EVENT_IDX | Feature.INDIRECT_DESC | Feature.VERSION_1
     mask |= Feature.ANY_LAYOUT | Feature.MTU | Feature.GUEST_ANNOUNCE
     assert feature_names(int(mask) | 1 << 63) == [
@@ -142,7 +143,7 @@ def test_names():
     assert request_name(4000) == "request 4000"
 
 
-def test_the_table_serves_what_it_promises_and_no_more():
+def test_the_table_serves_what_it_promises_and_no_more() -> None:
     served = {int(name) for name in MESSAGES}
     assert served == {1, 2, 3, 4, 5, *range(8, 21), *range(36, 41)}
     assert not {6, 7, 21, 22, 24, 25, 28, 31, 34, 41} & served

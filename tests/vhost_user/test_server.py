@@ -33,7 +33,20 @@ from pvswitch.vhost_user.messages import (
 from pvswitch.vhost_user.server import VhostUserServer
 from pvswitch.vhost_user.session import Phase
 
-from .fakes import FEATURES, OFFER, PROTOCOL, REGION, WAIT, FakeBackend, FrontEnd, new_fd, open_fds, run_rings, until
+from .fakes import (
+    FEATURES,
+    OFFER,
+    PROTOCOL,
+    REGION,
+    WAIT,
+    FakeBackend,
+    FrontEnd,
+    new_fd,
+    open_fds,
+    phase_of,
+    run_rings,
+    until,
+)
 
 
 @contextlib.asynccontextmanager
@@ -80,17 +93,18 @@ async def in_thread(server: VhostUserServer, script: Callable[[FrontEnd], Any]) 
 
 async def test_a_whole_life(tmp_path: Path) -> None:
     changes: list[Phase] = []
+    server: VhostUserServer
     async with serving(tmp_path, on_change=lambda: changes.append(server.phase)) as (server, backend):
-        assert server.phase is Phase.WAITING_FOR_FRONTEND
+        assert phase_of(server) is Phase.WAITING_FOR_FRONTEND
         peer = await asyncio.to_thread(FrontEnd, server.path)
         await asyncio.to_thread(run_rings, peer)
-        assert server.phase is Phase.READY
+        assert phase_of(server) is Phase.READY
         assert server.peer is not None
         assert (server.peer.pid, server.peer.uid) == (os.getpid(), os.getuid())
         assert server.state is not None
         assert (server.state.started, server.state.memory_bytes) == ((0, 1), REGION.size)
         assert await asyncio.to_thread(peer.ask, Request.GET_VRING_BASE, VringState(1, 0)) == VringState(1, 42)
-        assert server.phase is Phase.DRIVER_NOT_STARTED
+        assert phase_of(server) is Phase.DRIVER_NOT_STARTED
         peer.close()
         await until(lambda: server.peer is None)
         assert backend.names()[-1] == "disconnected"
@@ -360,14 +374,14 @@ async def test_refused_features_are_remembered(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, _):
         assert await in_thread(server, ask_too_much)
         await until(lambda: server.peer is None)
-        assert server.phase is Phase.FEATURES_REFUSED
+        assert phase_of(server) is Phase.FEATURES_REFUSED
         assert server.refused_features == Feature.RING_PACKED
         assert server.last_error == "SET_FEATURES: ring_packed not offered"
         await alive(server)
-        assert server.phase is Phase.FEATURES_REFUSED, "the next one has not got further"
+        assert phase_of(server) is Phase.FEATURES_REFUSED, "the next one has not got further"
         await in_thread(server, run_rings)
         await until(lambda: server.peer is None)
-        assert server.phase is Phase.WAITING_FOR_FRONTEND
+        assert phase_of(server) is Phase.WAITING_FOR_FRONTEND
         assert server.last_error is None
 
 

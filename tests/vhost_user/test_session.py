@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
@@ -30,6 +31,7 @@ from pvswitch.vhost_user.messages import (
     MemRegion,
     MemSlot,
     MemTable,
+    Payload,
     RarpMac,
     Request,
     VringAddr,
@@ -38,7 +40,7 @@ from pvswitch.vhost_user.messages import (
 )
 from pvswitch.vhost_user.session import Offer, Phase, ProtocolError
 
-from .fakes import FEATURES, PROTOCOL, REGION, Conversation, new_fd, open_fds, refuses, ring_addr
+from .fakes import FEATURES, PROTOCOL, REGION, Conversation, new_fd, open_fds, phase_of, refuses, ring_addr
 
 GIB = 1 << 30
 
@@ -46,7 +48,7 @@ GIB = 1 << 30
 # ---- replies and gates
 
 
-def test_replies_only_when_asked(talk):
+def test_replies_only_when_asked(talk: Conversation) -> None:
     assert talk.say(Request.GET_FEATURES) == FEATURES
     assert talk.say(Request.GET_PROTOCOL_FEATURES, need_reply=True) == PROTOCOL
     assert talk.say(Request.SET_OWNER, need_reply=True) is None, "REPLY_ACK isn't negotiated yet"
@@ -60,18 +62,18 @@ def test_replies_only_when_asked(talk):
 @pytest.mark.parametrize(
     "flags", [0, 2, 3, VERSION | REPLY, VERSION | 0x10, VERSION | NEED_REPLY | REPLY, VERSION | 1 << 31]
 )
-def test_header_flags_must_be_a_requests(talk, flags):
+def test_header_flags_must_be_a_requests(talk: Conversation, flags: int) -> None:
     with pytest.raises(ProtocolError, match="flags"):
         talk.raw(Header(Request.GET_FEATURES, flags, 0))
 
 
-def test_a_huge_payload_is_refused_before_it_is_read(talk):
+def test_a_huge_payload_is_refused_before_it_is_read(talk: Conversation) -> None:
     with pytest.raises(ProtocolError, match="no payload"):
         talk.raw(Header(Request.SET_MEM_TABLE, VERSION, MAX_PAYLOAD + 1))
 
 
 @pytest.mark.parametrize("request_id", [0, 6, 7, 21, 22, 24, 25, 28, 31, 32, 34, 35, 41, 42, 43, 44, 1000, 2**32 - 1])
-def test_what_is_not_offered_is_refused_not_ignored(talk, request_id):
+def test_what_is_not_offered_is_refused_not_ignored(talk: Conversation, request_id: int) -> None:
     refuses(talk, request_id, fds=[new_fd()], match="not offered")
 
 
@@ -84,12 +86,12 @@ def test_what_is_not_offered_is_refused_not_ignored(talk, request_id):
         (Request.SET_STATUS, U64(1), ProtocolFeature.STATUS),
     ],
 )
-def test_messages_are_gated_by_what_is_offered(request_id, payload, bit):
+def test_messages_are_gated_by_what_is_offered(request_id: int, payload: Payload, bit: ProtocolFeature) -> None:
     talk = Conversation(Offer(FEATURES, PROTOCOL & ~bit))
     refuses(talk, request_id, payload, match="not offered")
 
 
-def test_get_requests_not_offered_close(talk):
+def test_get_requests_not_offered_close(talk: Conversation) -> None:
     quiet = Conversation(Offer(FEATURES, int(ProtocolFeature.REPLY_ACK)))
     quiet.say(Request.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.REPLY_ACK))
     with pytest.raises(ProtocolError):
@@ -99,50 +101,50 @@ def test_get_requests_not_offered_close(talk):
 # ---- features
 
 
-def test_features_not_offered_are_refused_and_latched(talk):
+def test_features_not_offered_are_refused_and_latched(talk: Conversation) -> None:
     asked = FEATURES | Feature.RING_PACKED | Feature.LOG_ALL
     refuses(talk, Request.SET_FEATURES, U64(asked), match="log_all, ring_packed not offered")
     assert talk.session.refused_features == Feature.RING_PACKED | Feature.LOG_ALL
-    assert talk.session.phase is Phase.FEATURES_REFUSED
+    assert phase_of(talk.session) is Phase.FEATURES_REFUSED
     talk.say(Request.SET_STATUS, U64(0xB))
     assert not talk.say(Request.GET_STATUS) & DeviceStatus.FEATURES_OK
     talk.say(Request.SET_FEATURES, U64(FEATURES))
     assert talk.session.refused_features == 0
-    assert talk.session.phase is Phase.DRIVER_NOT_STARTED
+    assert phase_of(talk.session) is Phase.DRIVER_NOT_STARTED
 
 
-def test_protocol_features_not_offered_are_refused(talk):
+def test_protocol_features_not_offered_are_refused(talk: Conversation) -> None:
     refuses(talk, Request.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.LOG_SHMFD), match="log_shmfd not offered")
 
 
-def test_features_of_running_rings_stay(running):
+def test_features_of_running_rings_stay(running: Conversation) -> None:
     running.say(Request.SET_FEATURES, U64(FEATURES))
     assert running.session.state.enabled == (0, 1), "SET_FEATURES never disables"
     refuses(running, Request.SET_FEATURES, U64(FEATURES & ~Feature.EVENT_IDX), match="can't change")
     assert running.session.features == FEATURES
 
 
-def test_without_bit_30_rings_start_enabled(talk):
+def test_without_bit_30_rings_start_enabled(talk: Conversation) -> None:
     talk.say(Request.SET_FEATURES, U64(FEATURES & ~Feature.PROTOCOL_FEATURES))
     talk.give_memory()
     talk.setup_ring(0)
     assert talk.running[0].enabled
 
 
-def test_with_bit_30_rings_start_disabled(talk):
+def test_with_bit_30_rings_start_disabled(talk: Conversation) -> None:
     talk.negotiate()
     talk.give_memory()
     talk.setup_ring(0)
     talk.setup_ring(1)
     assert not talk.running[0].enabled
-    assert talk.session.phase is Phase.QUEUE_DISABLED
+    assert phase_of(talk.session) is Phase.QUEUE_DISABLED
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
     talk.say(Request.SET_VRING_ENABLE, VringState(1, 1))
     assert talk.effects[-2:] == [EnableRing(0, True), EnableRing(1, True)]
-    assert talk.session.phase is Phase.READY
+    assert phase_of(talk.session) is Phase.READY
 
 
-def test_enable_may_come_before_everything(talk):
+def test_enable_may_come_before_everything(talk: Conversation) -> None:
     talk.say(Request.SET_VRING_ENABLE, VringState(0, 1))
     assert talk.effects == []
     talk.negotiate()
@@ -151,7 +153,7 @@ def test_enable_may_come_before_everything(talk):
     assert talk.running[0].enabled
 
 
-def test_enable_takes_only_0_and_1(running):
+def test_enable_takes_only_0_and_1(running: Conversation) -> None:
     refuses(running, Request.SET_VRING_ENABLE, VringState(0, 2))
 
 
@@ -159,7 +161,7 @@ def test_enable_takes_only_0_and_1(running):
 
 
 @pytest.mark.parametrize("index", [2, 3, 255, 256, 65536, 2**31, 2**32 - 1])
-def test_cve_2020_10723_ring_index_out_of_bounds(talk, index):
+def test_cve_2020_10723_ring_index_out_of_bounds(talk: Conversation, index: int) -> None:
     talk.negotiate()
     for request in (Request.SET_VRING_NUM, Request.SET_VRING_BASE, Request.SET_VRING_ENABLE):
         refuses(talk, request, VringState(index, 1), match="there is no ring")
@@ -173,19 +175,19 @@ def test_cve_2020_10723_ring_index_out_of_bounds(talk, index):
 
 
 @pytest.mark.parametrize("num", [0, 3, 255, 65536, 1 << 31, 0x10100])
-def test_bad_sizes(talk, num):
+def test_bad_sizes(talk: Conversation, num: int) -> None:
     refuses(talk, Request.SET_VRING_NUM, VringState(0, num), match="power of two")
 
 
 @pytest.mark.parametrize("num", [1, 256, 32768])
-def test_good_sizes(talk, num):
+def test_good_sizes(talk: Conversation, num: int) -> None:
     talk.negotiate()
     talk.give_memory()
     talk.setup_ring(0, num=num)
     assert talk.running[0].num == num
 
 
-def test_cve_2019_14818_repeated_set_vring_num(running):
+def test_cve_2019_14818_repeated_set_vring_num(running: Conversation) -> None:
     before = open_fds()
     for _ in range(50):
         running.say(Request.SET_VRING_NUM, VringState(0, 256))
@@ -195,7 +197,7 @@ def test_cve_2019_14818_repeated_set_vring_num(running):
     assert open_fds() == before
 
 
-def test_cve_2019_14818_surplus_descriptors(talk):
+def test_cve_2019_14818_surplus_descriptors(talk: Conversation) -> None:
     talk.negotiate()
     surplus = [
         (Request.GET_FEATURES, None, 1),
@@ -218,24 +220,25 @@ def test_cve_2019_14818_surplus_descriptors(talk):
 
 
 @pytest.mark.parametrize("addr", [ring_addr(0, shift=8), VringAddr(0, 0, 0, 2, 0), VringAddr(0, 0, 0, 0, 1)])
-def test_misaligned_rings(talk, addr):
+def test_misaligned_rings(talk: Conversation, addr: VringAddr) -> None:
     refuses(talk, Request.SET_VRING_ADDR, addr, match="aligned")
 
 
-def test_log_flag_is_refused(talk):
+def test_log_flag_is_refused(talk: Conversation) -> None:
     refuses(talk, Request.SET_VRING_ADDR, VringAddr(0, 1, 0, 0, 0), match="dirty logging")
 
 
-def test_addresses_of_a_running_ring(running):
+def test_addresses_of_a_running_ring(running: Conversation) -> None:
     running.say(Request.SET_VRING_ADDR, ring_addr(0))
     assert running.effects == []
     running.say(Request.SET_VRING_ADDR, ring_addr(0, shift=0x8000))
     stop, start = running.effects
     assert stop == StopRing(0)
+    assert isinstance(start, StartRing)
     assert (start.ring.desc, start.ring.base) == (REGION.uva + 0x8000, running.base)
 
 
-def test_bases(talk):
+def test_bases(talk: Conversation) -> None:
     refuses(talk, Request.SET_VRING_BASE, VringState(0, 0x10000), match="16-bit")
     talk.negotiate()
     talk.give_memory()
@@ -248,8 +251,8 @@ def test_bases(talk):
 
 
 @pytest.mark.parametrize("last", ["features", "memory", "num", "addr", "kick", "call"])
-def test_a_ring_starts_when_the_last_piece_comes(talk, last):
-    steps = {
+def test_a_ring_starts_when_the_last_piece_comes(talk: Conversation, last: str) -> None:
+    steps: dict[str, Callable[[], object]] = {
         "features": lambda: talk.negotiate(),
         "memory": lambda: talk.give_memory(),
         "num": lambda: talk.say(Request.SET_VRING_NUM, VringState(1, 64)),
@@ -269,7 +272,7 @@ def test_a_ring_starts_when_the_last_piece_comes(talk, last):
     assert talk.session.phase is Phase.DRIVER_NOT_STARTED
 
 
-def test_a_ring_that_cannot_be_translated_is_tried_again(talk):
+def test_a_ring_that_cannot_be_translated_is_tried_again(talk: Conversation) -> None:
     talk.negotiate()
     talk.give_memory()
     talk.fail(StartRing, RingNotReady(), RingNotReady())
@@ -283,7 +286,7 @@ def test_a_ring_that_cannot_be_translated_is_tried_again(talk):
     assert talk.running[0].enabled
 
 
-def test_kick_before_call_as_qemu_may_send_them(talk):
+def test_kick_before_call_as_qemu_may_send_them(talk: Conversation) -> None:
     talk.negotiate()
     talk.give_memory()
     talk.say(Request.SET_VRING_NUM, VringState(0, 256))
@@ -294,7 +297,7 @@ def test_kick_before_call_as_qemu_may_send_them(talk):
     assert talk.running[0].kick_fd is None
 
 
-def test_a_refused_start_forgets_the_kick(talk):
+def test_a_refused_start_forgets_the_kick(talk: Conversation) -> None:
     talk.negotiate()
     talk.give_memory()
     talk.say(Request.SET_VRING_NUM, VringState(0, 256))
@@ -308,7 +311,7 @@ def test_a_refused_start_forgets_the_kick(talk):
     assert talk.running[0].num == 128
 
 
-def test_get_vring_base_stops_and_a_new_kick_starts(running):
+def test_get_vring_base_stops_and_a_new_kick_starts(running: Conversation) -> None:
     assert running.say(Request.GET_VRING_BASE, VringState(0, 0)) == VringState(0, 7)
     assert running.effects == [StopRing(0)]
     assert running.session.state.started == (1,)
@@ -322,7 +325,7 @@ def test_get_vring_base_stops_and_a_new_kick_starts(running):
     assert running.running[0].enabled, "being enabled outlives a stop"
 
 
-def test_a_new_kick_restarts_and_a_new_call_does_not(running):
+def test_a_new_kick_restarts_and_a_new_call_does_not(running: Conversation) -> None:
     call = new_fd()
     running.say(Request.SET_VRING_CALL, VringFd(1, True), [call])
     assert running.effects == [SetCall(1, call)]
@@ -334,7 +337,7 @@ def test_a_new_kick_restarts_and_a_new_call_does_not(running):
     assert running.effects[-1] == SetCall(1, None)
 
 
-def test_a_refused_call_leaves_the_old_one(running):
+def test_a_refused_call_leaves_the_old_one(running: Conversation) -> None:
     old = running.running[1].call_fd
     running.fail(SetCall, OSError(errno.EINVAL, "not writable"))
     before = open_fds()
@@ -344,13 +347,13 @@ def test_a_refused_call_leaves_the_old_one(running):
     assert running.running[1].call_fd == old
 
 
-def test_a_ring_that_cannot_be_stopped_closes(running):
+def test_a_ring_that_cannot_be_stopped_closes(running: Conversation) -> None:
     running.fail(StopRing, OSError(errno.EIO, "stuck"))
     with pytest.raises(ProtocolError, match="couldn't be stopped"):
         running.say(Request.SET_VRING_KICK, VringFd(1, True), [new_fd()], need_reply=True)
 
 
-def test_the_error_descriptor_is_closed(running):
+def test_the_error_descriptor_is_closed(running: Conversation) -> None:
     before = open_fds()
     running.say(Request.SET_VRING_ERR, VringFd(0, True), [new_fd()])
     running.say(Request.SET_VRING_ERR, VringFd(0, False))
@@ -360,13 +363,13 @@ def test_the_error_descriptor_is_closed(running):
 # ---- the rest
 
 
-def test_reset_owner_is_ignored(running):
+def test_reset_owner_is_ignored(running: Conversation) -> None:
     running.say(Request.RESET_OWNER)
     assert running.effects == []
     assert running.session.phase is Phase.READY
 
 
-def test_status_0_touches_no_ring(running):
+def test_status_0_touches_no_ring(running: Conversation) -> None:
     running.say(Request.SET_STATUS, U64(0xF))
     assert running.say(Request.GET_STATUS) == 0xF
     running.say(Request.SET_STATUS, U64(0))
@@ -375,24 +378,24 @@ def test_status_0_touches_no_ring(running):
     refuses(running, Request.SET_STATUS, U64(256))
 
 
-def test_rarp_carries_the_mac(running):
+def test_rarp_carries_the_mac(running: Conversation) -> None:
     running.say(Request.SEND_RARP, RarpMac(b"\x52\x54\x00\x01\x02\x03"))
     assert running.effects == [SendRarp(b"\x52\x54\x00\x01\x02\x03")]
 
 
 @pytest.mark.parametrize("mtu", [68, 1500, 9000, 65535])
-def test_every_real_mtu_is_taken(running, mtu):
+def test_every_real_mtu_is_taken(running: Conversation, mtu: int) -> None:
     assert running.say(Request.NET_SET_MTU, U64(mtu), need_reply=True) == 0
     assert running.effects == [SetMtu(mtu)]
     assert running.session.state.mtu == mtu
 
 
 @pytest.mark.parametrize("mtu", [0, 67, 65536, 2**32 + 1500])
-def test_what_is_no_mtu_is_refused(running, mtu):
+def test_what_is_no_mtu_is_refused(running: Conversation, mtu: int) -> None:
     refuses(running, Request.NET_SET_MTU, U64(mtu), match="isn't an MTU")
 
 
-def test_a_bug_in_the_back_end_leaks_no_descriptor(running):
+def test_a_bug_in_the_back_end_leaks_no_descriptor(running: Conversation) -> None:
     work = open_fds()
     running.fail(AddRegion, ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):

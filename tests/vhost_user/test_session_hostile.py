@@ -33,6 +33,7 @@ from pvswitch.vhost_user.messages import (
     MemRegion,
     MemSlot,
     MemTable,
+    Payload,
     Request,
     VringAddr,
     VringFd,
@@ -64,7 +65,7 @@ addresses = st.one_of(
 values = st.sampled_from(
     [0, 1, FEATURES, FEATURES | FORMATS, PROTOCOL, FEATURES & ~(1 << 30), 1 << 33, 1 << 26, 2**64 - 1, 1500]
 )
-well_formed = {
+well_formed: dict[type[Payload], st.SearchStrategy[Payload]] = {
     U64: st.builds(U64, values),
     VringState: states,
     VringAddr: addresses,

@@ -12,7 +12,7 @@ from pvswitch.vhost_user.features import Feature, ProtocolFeature
 from pvswitch.vhost_user.messages import U64, Request, VringState
 from pvswitch.vhost_user.session import Offer, Phase
 
-from .fakes import FEATURES, PROTOCOL, Conversation, open_fds, refuses
+from .fakes import FEATURES, PROTOCOL, Conversation, open_fds, phase_of, refuses
 
 PAIRS = 4
 MANY = FEATURES | Feature.MQ
@@ -81,13 +81,13 @@ def test_fewer_pairs_than_offered(many: Conversation) -> None:
 def test_one_pair_that_is_started_and_enabled_is_enough(many: Conversation, pair: int) -> None:
     connect(many, PAIRS)
     start(many, PAIRS, 0)
-    assert many.session.phase is Phase.QUEUE_DISABLED
+    assert phase_of(many.session) is Phase.QUEUE_DISABLED
     many.say(Request.SET_VRING_ENABLE, VringState(2 * pair, 1))
-    assert many.session.phase is Phase.QUEUE_DISABLED
+    assert phase_of(many.session) is Phase.QUEUE_DISABLED
     many.say(Request.SET_VRING_ENABLE, VringState((2 * pair + 3) % (2 * PAIRS), 1))
-    assert many.session.phase is Phase.QUEUE_DISABLED, "rings of two pairs are no pair"
+    assert phase_of(many.session) is Phase.QUEUE_DISABLED, "rings of two pairs are no pair"
     many.say(Request.SET_VRING_ENABLE, VringState(2 * pair + 1, 1))
-    assert many.session.phase is Phase.READY
+    assert phase_of(many.session) is Phase.READY
 
 
 def test_pairs_come_and_go_under_traffic(many: Conversation) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from pvswitch.vhost_user.backend import (
     AddRegion,
     SetFeatures,
@@ -21,12 +23,16 @@ from pvswitch.vhost_user.messages import (
 )
 from pvswitch.vhost_user.session import Phase
 
-from .fakes import FEATURES, OFFER, PROTOCOL, REGION, new_fd, ring_addr
+from .fakes import FEATURES, OFFER, PROTOCOL, REGION, Conversation, new_fd, phase_of, ring_addr
 
 GIB = 1 << 30
 
 
-def test_qemu_order(talk):
+class Ack(TypedDict):
+    need_reply: bool
+
+
+def test_qemu_order(talk: Conversation) -> None:
     """QEMU 7.2: connect, DRIVER_OK, guest reboot (stop, start), with what it expects to hear."""
     assert talk.say(Request.GET_FEATURES) == OFFER.features
     assert talk.say(Request.GET_PROTOCOL_FEATURES) == PROTOCOL
@@ -38,7 +44,7 @@ def test_qemu_order(talk):
     for index in (0, 1):
         talk.say(Request.SET_VRING_CALL, VringFd(index, True), [new_fd()])
         talk.say(Request.SET_VRING_ERR, VringFd(index, True), [new_fd()])
-    assert talk.session.phase is Phase.DRIVER_NOT_STARTED
+    assert phase_of(talk.session) is Phase.DRIVER_NOT_STARTED
     for boot in range(2):
         assert talk.say(Request.NET_SET_MTU, U64(1500), need_reply=True) == 0
         for index in (0, 1):
@@ -53,7 +59,7 @@ def test_qemu_order(talk):
             talk.say(Request.SET_VRING_KICK, VringFd(index, True), [new_fd()])
             assert index in talk.running, "its call was known already"
             talk.say(Request.SET_VRING_CALL, VringFd(index, True), [new_fd()])
-        assert talk.session.phase is Phase.READY
+        assert phase_of(talk.session) is Phase.READY
         assert talk.say(Request.GET_STATUS) == 0
         talk.say(Request.SET_STATUS, U64(7))
         for index in (0, 1):
@@ -62,13 +68,13 @@ def test_qemu_order(talk):
         for index in (0, 1):
             assert talk.say(Request.GET_VRING_BASE, VringState(index, 0)) == VringState(index, talk.base)
         assert not talk.running
-        assert talk.session.phase is Phase.DRIVER_NOT_STARTED
+        assert phase_of(talk.session) is Phase.DRIVER_NOT_STARTED
     assert [type(effect) for effect in talk.effects[:4]] == [SetMtu, SetFeatures, AddRegion, StartRing]
 
 
-def test_virtio_user_order(talk):
+def test_virtio_user_order(talk: Conversation) -> None:
     """DPDK 22.11's virtio-user: CALL makes the queue, status in between, KICK, ENABLE; then a port stop."""
-    ack = {"need_reply": True}
+    ack: Ack = {"need_reply": True}
     talk.say(Request.SET_OWNER)
     assert talk.say(Request.GET_FEATURES) == OFFER.features
     assert talk.say(Request.GET_PROTOCOL_FEATURES) == PROTOCOL
@@ -90,11 +96,11 @@ def test_virtio_user_order(talk):
         talk.say(Request.SET_VRING_BASE, VringState(index, 0))
         talk.say(Request.SET_VRING_ADDR, ring_addr(index))
         talk.say(Request.SET_VRING_KICK, VringFd(index, True), [new_fd()])
-    assert talk.session.phase is Phase.QUEUE_DISABLED
+    assert phase_of(talk.session) is Phase.QUEUE_DISABLED
     for index in (0, 1):
         talk.say(Request.SET_VRING_ENABLE, VringState(index, 1))
     assert talk.say(Request.SET_STATUS, U64(0xF), **ack) == 0
-    assert talk.session.phase is Phase.READY
+    assert phase_of(talk.session) is Phase.READY
     for index in (0, 1):
         talk.say(Request.SET_VRING_ENABLE, VringState(index, 0))
     for index in (0, 1):

@@ -9,6 +9,7 @@ __udp_gso_segment); checksums: scapy's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -88,7 +89,8 @@ def _needs(request: Request, side: str) -> int:
 
 def l4_of(packet: Packet) -> Packet:
     """The TCP or UDP header of a packet, and all behind it."""
-    return packet[TCP] if TCP in packet else packet[UDP]
+    found: Packet = packet[TCP] if TCP in packet else packet[UDP]
+    return found
 
 
 def pseudo_sum(packet: Packet) -> int:
@@ -242,7 +244,7 @@ def requests(src: str, dst: str) -> dict[str, Request]:
     }
 
 
-def tcp_with(flags: str, options: list[tuple[str, object]]) -> TCP:
+def tcp_with(flags: str, options: Sequence[tuple[str, object]]) -> TCP:
     return TCP(sport=1024, dport=80, seq=1, ack=2, flags=flags, window=500, urgptr=0, options=options)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import subprocess
 import time
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from scapy.utils import RawPcapNgReader
 
 from pvswitch.client import AsyncClient
 from pvswitch.guest import Guest
 from pvswitch.pcapng import Tally
 from pvswitch.process import SwitchProcess, command
 from tests.conftest import RequirePeer
+from tests.pcapng import raw_packets
 from tests.wire.lab import PATIENCE, expect, expect_only, flush_frames, frame, reach, stats, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -68,7 +67,7 @@ class Capture:
         async with asyncio.timeout(PATIENCE):
             await self.reading
         assert self.tally().finished
-        read = [*RawPcapNgReader(io.BytesIO(self.content))]
+        read = raw_packets(self.content)
         times = [meta.tshigh << 32 | meta.tslow for _, meta in read]
         assert times == sorted(times)
         now = time.time_ns()
@@ -164,7 +163,7 @@ async def test_frames_are_cut_to_snaplen(switch: SwitchProcess, stack: contextli
         await a.send(frame(b.mac, a.mac, 1400))
         await expect_only(b, a, [frame(b.mac, a.mac, 1400)])
         (found,) = others(await capture.end())
-    (whole,) = [meta.wirelen for data, meta in RawPcapNgReader(io.BytesIO(capture.content)) if data == found.data]
+    (whole,) = [meta.wirelen for data, meta in raw_packets(capture.content) if data == found.data]
     assert (found.data, whole) == (frame(b.mac, a.mac, 1400)[:70], 1400)
 
 
@@ -201,7 +200,7 @@ async def test_a_reader_that_does_not_read_loses_frames_and_slows_nobody(
     tally = capture.tally()
     assert (tally.packets, tally.lost) == (sent - info.lost + 1, info.lost)
     assert len(found[-1].data) == 60
-    (last,) = [meta for data, meta in RawPcapNgReader(io.BytesIO(capture.content)) if len(data) == 60]
+    (last,) = [meta for data, meta in raw_packets(capture.content) if len(data) == 60]
     assert getattr(last, "drop", info.lost) == info.lost
     totals = await switch.get("/stats")
     assert totals["lost_captured"] >= info.lost

@@ -218,8 +218,9 @@ async def test_pairs_come_and_go_under_traffic(switch: SwitchProcess, stack: Sta
         while (one := b.recv_nowait()) is not None:
             got[one] += 1
         after = {port: await stats(switch, port) for port in "ab"}
-        return sum(got.values()) == after["b"]["tx_packets"] - before["b"]["tx_packets"] and (
-            after["a"]["rx_packets"] - before["a"]["rx_packets"] == sum(sent.values())
+        return bool(
+            sum(got.values()) == after["b"]["tx_packets"] - before["b"]["tx_packets"]
+            and after["a"]["rx_packets"] - before["a"]["rx_packets"] == sum(sent.values())
         )
 
     await switch.wait_until(settled, "the counters to be those of the guests", PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -51,11 +52,11 @@ E6 = Ether(src=OWN, dst="33:33:00:00:00:01")
 FRAGMENT = IPv6ExtHdrFragment(id=7, nh=58, m=1)
 
 
-def arp(**words: object) -> Packet:
+def arp(**words: Any) -> Packet:
     return E / ARP(**{"hwsrc": OWN, "psrc": IP4, "pdst": VICTIM4, **words})
 
 
-def ip6(**words: object) -> Packet:
+def ip6(**words: Any) -> Packet:
     return E6 / IPv6(**{"src": LINK, "dst": "ff02::1", **words})
 
 

@@ -19,7 +19,8 @@ import pytest_asyncio
 
 from pvswitch.namespace import Namespace, NamespaceMissing
 from pvswitch.process import SwitchProcess
-from tests.system.conftest import missing_peer, running_switch
+from tests.conftest import missing_peer
+from tests.system.conftest import running_switch
 
 TAPS = ("t1", "t2", "t3", "t4", "t5")
 HOLD_A_TAP = """

@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -35,6 +35,9 @@ from pvswitch import __version__
 from pvswitch.api.openapi import describe
 from pvswitch.process import SwitchProcess
 from tests.system.conftest import from_environment
+
+if TYPE_CHECKING:
+    from schemathesis.specs.openapi.schemas import OpenApiOperation
 
 EXAMPLES = from_environment("PVSWITCH_TEST_API_EXAMPLES", 25)
 TOKEN = "t" * 64
@@ -114,7 +117,7 @@ class Target:
     session: requests.Session
     excluded: list[Any]
 
-    def check(self, case: Case) -> None:
+    def check(self, case: Case[OpenApiOperation]) -> None:
         case.call_and_validate(self.base, self.session, excluded_checks=self.excluded, timeout=30)
 
 
@@ -174,13 +177,13 @@ def test_the_description_is_the_one_that_is_served(unix: Target) -> None:
 
 @SCHEMA.parametrize()
 @SETTINGS
-def test_over_the_unix_socket(case: Case, unix: Target) -> None:
+def test_over_the_unix_socket(case: Case[OpenApiOperation], unix: Target) -> None:
     unix.check(case)
 
 
 @SCHEMA.parametrize()
 @SETTINGS
-def test_over_tcp_with_a_token(case: Case, tcp: Target) -> None:
+def test_over_tcp_with_a_token(case: Case[OpenApiOperation], tcp: Target) -> None:
     tcp.check(case)
 
 
@@ -195,10 +198,10 @@ def test_one_request_after_the_other(unix: Target) -> None:
             )
             assert answer.status_code == 200, answer.text
 
-        def get_call_kwargs(self, case: Case) -> dict[str, Any]:
+        def get_call_kwargs(self, case: Case[OpenApiOperation]) -> dict[str, Any]:
             return {"session": unix.session, "timeout": 30, "base_url": unix.base}
 
-        def validate_response(self, response: Any, case: Case, **_: Any) -> None:
+        def validate_response(self, response: Any, case: Case[OpenApiOperation], **_: Any) -> None:
             case.validate_response(response, excluded_checks=unix.excluded)
 
     Sequence.run(settings=settings(SETTINGS, max_examples=max(1, EXAMPLES // 2), stateful_step_count=10))

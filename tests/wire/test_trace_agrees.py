@@ -65,7 +65,7 @@ def port_keys(draw: random.Random) -> dict[str, Any]:
 
 def mirror_keys(draw: random.Random) -> dict[str, Any]:
     """A mirror of some ports or VLANs, to a port or into a VLAN."""
-    output = draw.choice([{"output_port": "d"}, {"output_vlan": 9}])
+    output: dict[str, Any] = draw.choice([{"output_port": "d"}, {"output_vlan": 9}])
     keys: dict[str, Any] = {**output, "drops": draw.random() < 0.5}
     keys["select_src_port"] = draw.sample(PORTS[:3], draw.randrange(3))
     keys["select_dst_port"] = draw.sample(PORTS[:3], draw.randrange(3))

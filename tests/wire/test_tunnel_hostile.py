@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -120,7 +121,12 @@ def malformed(kind: str) -> list[bytes]:
     if kind == "vxlan":
         bad += [bytes(VXLAN(vni=100, flags=0)) + frame]
     elif kind == "geneve":
-        for words in ({"version": 1}, {"oam": 1} if hasattr(GENEVE(), "oam") else {"version": 2}, {"critical": 1}):
+        fields: tuple[dict[str, Any], ...] = (
+            {"version": 1},
+            {"oam": 1} if hasattr(GENEVE(), "oam") else {"version": 2},
+            {"critical": 1},
+        )
+        for words in fields:
             with contextlib.suppress(Exception):
                 bad.append(bytes(GENEVE(vni=100, proto=0x6558, **words)) + frame)
         bad += [bytes(GENEVE(vni=100, proto=0x0800)) + frame]

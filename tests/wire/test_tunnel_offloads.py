@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -117,7 +118,7 @@ async def test_a_narrow_path_has_them_cut_smaller(lab: Lab, kind: str, family: i
     await a.send(big.frame, header=big.header)
 
     async def counted() -> bool:
-        return (await lab.stats("t"))["tx_drops"] == {"mtu_exceeded": 1}
+        return bool((await lab.stats("t"))["tx_drops"] == {"mtu_exceeded": 1})
 
     await until(counted, "UDP that doesn't fit to be dropped")
     await lab.wire.nothing()
@@ -187,7 +188,7 @@ def too_big(frame: bytes, mtu: int) -> bytes:
 
 
 def large(
-    a: Guest, to: bytes, family: int, tags: Sequence[Packet] = (), l4: Packet | None = None, **words: object
+    a: Guest, to: bytes, family: int, tags: Sequence[Packet] = (), l4: Packet | None = None, **words: Any
 ) -> bytes:
     packet: Packet = Ether(dst=to.hex(":"), src=a.mac.hex(":"))
     for tag in tags:
@@ -261,7 +262,7 @@ async def test_who_is_not_told(lab: Lab) -> None:
         await a.send(frame)
 
     async def counted() -> bool:
-        return (await lab.stats("t"))["tx_drops"] == {"mtu_exceeded": len(silent)}
+        return bool((await lab.stats("t"))["tx_drops"] == {"mtu_exceeded": len(silent)})
 
     await until(counted, "what doesn't fit to be dropped")
     got = []
@@ -352,7 +353,7 @@ def tcp_train(
     family: int = 4,
     flags: str = "A",
     last: int | None = None,
-    **words: object,
+    **words: Any,
 ) -> list[bytes]:
     """Segments one behind the other, of one flow."""
     made = []
@@ -428,7 +429,7 @@ def _like(part: bytes, wanted: bytes) -> bytes:
     return part
 
 
-async def burst(lab: Lab, kind: str, frames: Sequence[bytes], family: int = 4, **words: object) -> None:
+async def burst(lab: Lab, kind: str, frames: Sequence[bytes], family: int = 4, **words: Any) -> None:
     """All of these are there when the switch looks."""
     packets = [wrap(kind, 100, one, remote(1, family), local(family), **words) for one in frames]
     with lab.halted():
@@ -461,7 +462,7 @@ async def test_segments_are_joined_for_who_takes_them(lab: Lab, kind: str, famil
     assert seen["rx_bytes"] >= 3 * 12 * 333
 
 
-TRAINS = {
+TRAINS: dict[str, tuple[Callable[[list[bytes]], list[bytes]], list[int]]] = {
     # what is done to 12 segments, how many of them each frame must hold
     "untouched": (lambda f: f, [12]),
     "PSH on the fifth": (lambda f: [*f[:4], changed(f[4], flags="PA"), *f[5:]], [5, 7]),

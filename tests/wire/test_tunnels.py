@@ -12,6 +12,7 @@ import itertools
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -77,9 +78,9 @@ async def test_encapsulation_is_exact(lab: Lab, kind: str, family: int) -> None:
             assert kind == "gre" or d.sport >= 49152
             d.exact()
     await lab.wire.nothing()
-    seen = await lab.stats("t")
-    assert (seen["tx_packets"], seen["tx_bytes"]) == (2 * len(frames), 2 * sum(map(len, frames)))
-    assert seen["tx_dropped"] == 0
+    stats = await lab.stats("t")
+    assert (stats["tx_packets"], stats["tx_bytes"]) == (2 * len(frames), 2 * sum(map(len, frames)))
+    assert stats["tx_dropped"] == 0
 
 
 @kinds
@@ -120,13 +121,14 @@ async def test_gre_without_a_key(lab: Lab) -> None:
 async def test_the_outer_header_is_as_configured(lab: Lab, family: int) -> None:
     """TTL, TOS, DF, UDP checksum and port; live, each by itself."""
     a = await lab.plug("a")
-    for settings, words, csum in (
+    cases: tuple[tuple[dict[str, Any], dict[str, Any], bool], ...] = (
         ({}, {}, True),
         ({"ttl": 7}, {"ttl": 7, "hlim": 7}, True),
         ({"df": False}, {"flags": 0}, True),
         ({"udp_csum": False}, {}, False),
         ({"udp_csum": True, "dst_port": 8472}, {}, True),
-    ):
+    )
+    for settings, words, csum in cases:
         await lab.tunnel("t", family=family, remotes=[remote(1, family)], **settings)
         await a.send(inner(ALL_ONES, a.mac))
         (d,) = await lab.wire.receive(1)
@@ -153,7 +155,7 @@ async def test_dscp_and_ecn(lab: Lab, kind: str, family: int) -> None:
             assert d.tos == (given if tos == "inherit" else 0x28 | given & 3)
             d.exact()
     # figure 4 of RFC 6040, with Not-ECT, ECT(1), ECT(0), CE as 0, 1, 2, 3; None: dropped
-    table = {
+    table: dict[int, list[int | None]] = {
         0: [0, 0, 0, None],
         1: [1, 1, 1, 3],
         2: [2, 1, 2, 3],
@@ -164,9 +166,8 @@ async def test_dscp_and_ecn(lab: Lab, kind: str, family: int) -> None:
     for inside in FAMILIES:
         for one, row in table.items():
             for outer, wanted in enumerate(row):
-                lab.come(
-                    kind, 100, udp(a.mac, mac(1), tos=0xB8 | one, family=inside), remote(1, family), **{key: outer}
-                )
+                words: dict[str, Any] = {key: outer}
+                lab.come(kind, 100, udp(a.mac, mac(1), tos=0xB8 | one, family=inside), remote(1, family), **words)
                 if wanted is None:
                     dropped += 1
                 else:
@@ -707,7 +708,7 @@ async def test_removed_while_traffic_flows(lab: Lab, kind: str) -> None:
             count += len(batch)
         return count
 
-    tasks = [asyncio.create_task(flood()), asyncio.create_task(talk())]
+    flooding, talking = asyncio.create_task(flood()), asyncio.create_task(talk())
     try:
         for _ in range(4):
             await lab.tunnel("t", kind)
@@ -716,8 +717,8 @@ async def test_removed_while_traffic_flows(lab: Lab, kind: str) -> None:
             lab.wire.forget()
     finally:
         over.set()
-        results = await asyncio.gather(*tasks)
-    assert results[1] > 0
+        _, exchanged = await asyncio.gather(flooding, talking)
+    assert exchanged > 0
     assert not [item for item in (await lab.fdb()).values() if item["port"] not in ("a", "b")]
 
 
@@ -749,7 +750,7 @@ async def test_fragments_of_the_underlay_come_whole(lab: Lab) -> None:
     a = await lab.plug("a", tx_buf_size=9216, rx_buf_size=9216)
     one = inner(ALL_ONES, a.mac, 3000)
     await a.send(one)
-    parts = []
+    parts: list[bytes] = []
     while sum(len(p) - 34 for p in parts) < 3000 + 16:
         raw = await lab.wire.packet()
         if raw[12:14] == b"\x08\x00":

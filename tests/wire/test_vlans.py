@@ -56,10 +56,10 @@ class Lab:
             copies = (await stats(self.switch, name))["tx_packets"] - before[name]
             for _ in range(copies):
                 frame = await guest.recv(PATIENCE)
-                number = number_of(frame)
-                assert number is not None
-                assert frame == build(dst, MACS[source], tags_of(frame), number, len(frame)), "changed beside its tags"
-                got[name].append((number, tags_of(frame)))
+                found = number_of(frame)
+                assert found is not None
+                assert frame == build(dst, MACS[source], tags_of(frame), found, len(frame)), "changed beside its tags"
+                got[name].append((found, tags_of(frame)))
         return got, wanted
 
     def receivers(self, source: str, dst: str, tags: Tags) -> list[str]:
