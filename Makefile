@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find native/include native/src native/driver -name '*.[ch]' 2>/dev/null)
 BUILDERS := $(wildcard setup.py native/build_*.py)
 # Python that ruff doesn't know by its name
-SCRIPTS := scripts/check-includes scripts/make-man scripts/instruction-counts docker/healthcheck
+SCRIPTS := scripts/check-includes scripts/make-man scripts/instruction-counts scripts/starve docker/healthcheck
 
 .DEFAULT_GOAL := build
 .PHONY: help build demo test test-c test-py instructions lint format fuzz bench clean
