@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell that starts this in the background has it ignore Ctrl-C, and all programs that tests end by it with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Here, since a test of any folder may be the first to import them.
 pytest.register_assert_rewrite("tests.wire.lab", "tests.wire.offloads", "tests.wire.tunnels")
