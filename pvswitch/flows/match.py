@@ -126,6 +126,8 @@ _BY_LENGTH = sorted(SHORTHANDS.items(), key=lambda item: item[1][1] is None)  # 
 class MatchFields(dict[str, str | int]):
     """A match field by field, and what it was made from."""
 
+    __slots__ = ("match",)
+
     def __init__(self, match: Match) -> None:
         """Begin without fields."""
         self.match = match
